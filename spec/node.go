@@ -1,0 +1,79 @@
+package spec
+
+import "time"
+
+// NodeRole is what a node does for the cluster.
+type NodeRole string
+
+// The roles. A manager also runs tasks unless it is drained.
+const (
+	RoleManager NodeRole = "manager"
+	RoleWorker  NodeRole = "worker"
+)
+
+// NodeState says whether a node is alive.
+type NodeState string
+
+// The states of a node.
+const (
+	NodeReady NodeState = "ready"
+	NodeDown  NodeState = "down"
+)
+
+// Availability says whether a node takes tasks.
+type Availability string
+
+// The availabilities.
+const (
+	NodeActive Availability = "active"
+	NodePaused Availability = "paused"  // keeps its tasks, takes no new ones
+	NodeDrain  Availability = "drained" // keeps no tasks
+)
+
+// Node is the stored form of a host.
+type Node struct {
+	ID           NodeID            `json:"id"`               // cluster
+	Name         string            `json:"name"`             // cluster
+	Role         NodeRole          `json:"role"`             // cluster
+	State        NodeState         `json:"state"`            // cluster
+	Availability Availability      `json:"availability"`     // user
+	Labels       map[string]string `json:"labels,omitempty"` // user
+	// Address that the node advertises.
+	Address string `json:"address"` // cluster
+	// Number is small and unique in the cluster; MAC addresses of bridges are
+	// made from it.
+	Number uint32 `json:"number"` // apply
+	// Info is what the node said of itself.
+	Info NodeInfo `json:"info"` // agent
+	// Version is the log index of the last write that was not a report.
+	Version uint64 `json:"version"` // apply
+}
+
+// NodeInfo is what a node reports about itself; it changes rarely.
+type NodeInfo struct {
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+	Kernel  string `json:"kernel,omitempty"`
+	Version string `json:"version,omitempty"` // of Wherry
+	// NanoCPUs (billionths of a core) and Memory (bytes) the node has.
+	NanoCPUs int64 `json:"nano_cpus"`
+	Memory   int64 `json:"memory"`
+	// Boot identifies the boot of the kernel.
+	Boot string `json:"boot,omitempty"`
+}
+
+// Event is a row of the cluster's diary, appended by Apply.
+type Event struct {
+	Seq     uint64    `json:"seq"` // from 1, without gaps
+	Index   uint64    `json:"index"`
+	Time    time.Time `json:"time"`
+	Kind    string    `json:"kind"` // "stack.applied", "task.failed", …
+	Stack   string    `json:"stack,omitempty"`
+	Service string    `json:"service,omitempty"`
+	Task    TaskID    `json:"task,omitempty"`
+	Node    NodeID    `json:"node,omitempty"`
+	Message string    `json:"message,omitempty"`
+}
+
+// KeepEvents is how many events the state keeps.
+const KeepEvents = 10_000

@@ -1,0 +1,289 @@
+package spec
+
+import "time"
+
+// Stack is the document that a user applies: one Compose application, fully
+// rendered. It is complete in itself: no environment, no relative path and no
+// file of the client is needed to run it; what it needs of the client's files
+// travels as contents.
+type Stack struct {
+	// Name scopes all other names of the stack; it matches [a-z0-9][a-z0-9_-]*.
+	Name string `json:"name"`
+	// Services by name.
+	Services map[string]ServiceSpec `json:"services"`
+	// Networks by stack-scoped name; "default" is the implicit one.
+	Networks map[string]NetworkSpec `json:"networks,omitempty"`
+	// Volumes by stack-scoped name.
+	Volumes map[string]VolumeSpec `json:"volumes,omitempty"`
+}
+
+// ServiceMode says how the number of a service's tasks is found.
+type ServiceMode string
+
+const (
+	// Replicated runs a given number of tasks anywhere.
+	Replicated ServiceMode = "replicated"
+	// Global runs one task on every node that fits.
+	Global ServiceMode = "global"
+)
+
+// ServiceSpec is the declaration of a service. Only Template decides how a
+// container runs; a change of anything else never restarts one.
+type ServiceSpec struct {
+	Mode ServiceMode `json:"mode"`
+	// Replicas wanted; nil keeps the number that was set by scaling (1 at first).
+	// Unused for global services.
+	Replicas  *int      `json:"replicas,omitempty"`
+	Template  Template  `json:"template"`
+	Placement Placement `json:"placement,omitzero"`
+	// Ports that are published on nodes.
+	Ports []Port `json:"ports,omitempty"`
+	// Labels of the service (deploy.labels); container labels are in Template.
+	Labels    map[string]string `json:"labels,omitempty"`
+	DependsOn []Dependency      `json:"depends_on,omitempty"`
+	// AlwaysPull asks the registry about the image at every apply.
+	AlwaysPull bool `json:"always_pull,omitempty"`
+}
+
+// Placement limits the nodes on which a task may run.
+type Placement struct {
+	// Constraints such as "node.role==manager"; all must hold. Keys are
+	// node.id, node.hostname, node.role, node.ip, node.platform.os,
+	// node.platform.arch, node.labels.NAME; operators are == and !=.
+	Constraints []string `json:"constraints,omitempty"`
+	// Spread lists node label keys over whose values tasks are spread evenly.
+	Spread []string `json:"spread,omitempty"`
+	// MaxPerNode is the largest number of tasks on one node; 0 is no limit.
+	MaxPerNode int `json:"max_per_node,omitempty"`
+}
+
+// DependencyCondition is what must hold of a dependency before a task starts.
+type DependencyCondition string
+
+const (
+	// DependencyStarted: at least one task of it is running.
+	DependencyStarted DependencyCondition = "service_started"
+	// DependencyHealthy: at least one task of it is running and healthy.
+	DependencyHealthy DependencyCondition = "service_healthy"
+)
+
+// Dependency orders the first start of tasks.
+type Dependency struct {
+	Service   string              `json:"service"`
+	Condition DependencyCondition `json:"condition"`
+	// Optional: a dependency that is not part of the stack is no error.
+	Optional bool `json:"optional,omitempty"`
+}
+
+// PublishMode says on which nodes a port is published.
+type PublishMode string
+
+const (
+	// PublishIngress publishes on every node and forwards to any task.
+	PublishIngress PublishMode = "ingress"
+	// PublishHost publishes on the node of the task only.
+	PublishHost PublishMode = "host"
+)
+
+// Port is one published port; ranges are expanded before they get here.
+type Port struct {
+	Name string `json:"name,omitempty"`
+	// HostIP restricts the address it is published on; empty is all addresses.
+	// It is never widened.
+	HostIP string `json:"host_ip,omitempty"`
+	// Published port on the node; 0 asks for one of 30000–32767.
+	Published uint16 `json:"published,omitempty"`
+	// Target is the port inside the container.
+	Target   uint16      `json:"target"`
+	Protocol string      `json:"protocol"` // tcp or udp
+	Mode     PublishMode `json:"mode"`
+}
+
+// NetworkDriver is how a network is built.
+type NetworkDriver string
+
+const (
+	// DriverOverlay spans all hosts of the cluster.
+	DriverOverlay NetworkDriver = "overlay"
+	// DriverBridge is local to each host.
+	DriverBridge NetworkDriver = "bridge"
+)
+
+// NetworkSpec declares a network of a stack.
+type NetworkSpec struct {
+	// Name overrides the cluster-wide name "stack_name".
+	Name   string        `json:"name,omitempty"`
+	Driver NetworkDriver `json:"driver"`
+	// External: the network must exist and is never created or removed.
+	External bool `json:"external,omitempty"`
+	// Internal: no way out of the network, and no published ports on it.
+	Internal bool              `json:"internal,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	// Subnet wanted, in CIDR notation; empty takes one from the pool.
+	Subnet string `json:"subnet,omitempty"`
+}
+
+// ClusterName returns the cluster-wide name of the network that a stack calls
+// short. An external network is not scoped by the stack.
+func (n NetworkSpec) ClusterName(stack, short string) string {
+	return clusterName(n.Name, n.External, stack, short)
+}
+
+// VolumeSpec declares a volume of a stack.
+type VolumeSpec struct {
+	// Name overrides the cluster-wide name "stack_name".
+	Name string `json:"name,omitempty"`
+	// External: the volume must exist.
+	External bool `json:"external,omitempty"`
+	// DriverOpts of the local driver: type, o, device, as in mount(8).
+	DriverOpts map[string]string `json:"driver_opts,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	// Seed is copied into the volume when an instance of it is first made.
+	Seed ContentID `json:"seed,omitempty"`
+}
+
+// ClusterName returns the cluster-wide name of the volume that a stack calls
+// short. An external volume is not scoped by the stack.
+func (v VolumeSpec) ClusterName(stack, short string) string {
+	return clusterName(v.Name, v.External, stack, short)
+}
+
+func clusterName(name string, external bool, stack, short string) string {
+	switch {
+	case name != "":
+		return name
+	case external:
+		return short
+	}
+	return ScopedName(stack, short)
+}
+
+// StackRow is the stored head of a stack.
+type StackRow struct {
+	ID   StackID `json:"id"`   // apply
+	Name string  `json:"name"` // user
+	// Revision is the number of the newest StackRevision, from 1.
+	Revision uint64 `json:"revision"` // apply
+	// Version is the log index of the last user write to any part of the stack;
+	// a write based on an older one is refused.
+	Version uint64 `json:"version"` // apply
+}
+
+// StackRevision is one version of a stack as it was applied; ten are kept.
+type StackRevision struct {
+	Stack    string    `json:"stack"`
+	Number   uint64    `json:"number"`
+	Spec     Stack     `json:"spec"`
+	Author   string    `json:"author,omitempty"`
+	Message  string    `json:"message,omitempty"`
+	Time     time.Time `json:"time"`
+	Incoming uint64    `json:"index"` // log index of the write
+}
+
+// KeepStackRevisions is how many revisions of a stack are kept.
+const KeepStackRevisions = 10
+
+// Service is the stored form of a service.
+type Service struct {
+	ID    ServiceID   `json:"id"`    // apply
+	Stack string      `json:"stack"` // user
+	Name  string      `json:"name"`  // user
+	Spec  ServiceSpec `json:"spec"`  // user
+	// Replicas is the number in force: the file's, or the one set by scaling.
+	Replicas int `json:"replicas"` // user
+	// Revision that tasks ought to run: the hash of Spec.Template.
+	Revision RevisionID `json:"revision"` // apply
+	// Ports are Spec.Ports with every published number chosen.
+	Ports []Port `json:"ports,omitempty"` // reconciler
+	// Update is the progress of bringing tasks to Revision.
+	Update UpdateStatus `json:"update,omitzero"` // reconciler
+	// Changed is when the user last changed the service.
+	Changed time.Time `json:"changed"` // apply
+	// Version is the log index of the last write by a user or the reconciler to
+	// this service or to its tasks; reports of agents do not move it.
+	Version uint64 `json:"version"` // apply
+}
+
+// Key returns "stack/service".
+func (s *Service) Key() string { return ServiceKey(s.Stack, s.Name) }
+
+// UpdateState is the state of an update of a service.
+type UpdateState string
+
+// The states of an update; the zero value means that none has been needed yet.
+const (
+	UpdateNone       UpdateState = "none"
+	UpdateUpdating   UpdateState = "updating"
+	UpdatePaused     UpdateState = "paused"
+	UpdateCompleted  UpdateState = "completed"
+	UpdateRolledBack UpdateState = "rolled_back"
+)
+
+// UpdateStatus says how far an update is and why it stands still.
+type UpdateStatus struct {
+	State   UpdateState `json:"state,omitempty"`
+	Message string      `json:"message,omitempty"`
+	// Since is when State was entered.
+	Since time.Time `json:"since,omitzero"`
+}
+
+// Network is the stored form of a network.
+type Network struct {
+	ID NetworkID `json:"id"` // apply
+	// Stack that owns it.
+	Stack string `json:"stack"` // user
+	// Short is the name inside the stack, Name the cluster-wide one.
+	Short string      `json:"short"` // user
+	Name  string      `json:"name"`  // user
+	Spec  NetworkSpec `json:"spec"`  // user
+	// Subnet (CIDR), Gateway and VNI; empty until the reconciler chose them.
+	Subnet  string `json:"subnet,omitempty"`  // reconciler
+	Gateway string `json:"gateway,omitempty"` // reconciler
+	VNI     uint32 `json:"vni,omitempty"`     // reconciler
+	// Gone: no stack declares it any more; removed when its last task is.
+	Gone    bool   `json:"gone,omitempty"` // user
+	Version uint64 `json:"version"`        // apply
+}
+
+// Volume is the stored form of a volume: a cluster object with one instance
+// per home.
+type Volume struct {
+	ID VolumeID `json:"id"` // apply
+	// Stack that declared it; the volume outlives the stack.
+	Stack string `json:"stack"` // user
+	// Short is the name inside the stack, Name the cluster-wide one.
+	Short string     `json:"short"` // user
+	Name  string     `json:"name"`  // user
+	Spec  VolumeSpec `json:"spec"`  // user
+	// Anonymous volumes belong to Service and Slot and go with them.
+	Anonymous bool   `json:"anonymous,omitempty"` // reconciler
+	Service   string `json:"service,omitempty"`   // reconciler
+	Slot      string `json:"slot,omitempty"`      // reconciler
+	// Homes are the nodes that hold an instance. A replicated service makes
+	// one, a global service one on each of its nodes.
+	Homes []NodeID `json:"homes,omitempty"` // reconciler
+	// Removing: the user asked for the removal of the data. The row goes when
+	// every home has confirmed that the instance is gone.
+	Removing bool   `json:"removing,omitempty"` // user
+	Version  uint64 `json:"version"`            // apply
+}
+
+// Content is a read-only blob that travels with a stack: a tar archive of the
+// files of one config, bind or volume seed (see ContentTar).
+type Content struct {
+	ID ContentID `json:"id"`
+	// Size of the complete blob in bytes, at most MaxContent.
+	Size int `json:"size"`
+	// Data received so far; complete when len(Data) == Size.
+	Data []byte `json:"data"`
+	// Index of the last write: an unreferenced blob is kept for a while, for
+	// the write that is about to refer to it.
+	Index uint64 `json:"index"`
+}
+
+const (
+	// MaxContent is the largest content in bytes, before archiving.
+	MaxContent = 1 << 20
+	// MaxChunk is the largest part of a content in one log entry.
+	MaxChunk = 256 << 10
+)

@@ -1,0 +1,226 @@
+package spec
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+)
+
+// Template is everything that decides how a container runs, and nothing else.
+// Its hash is the ID of the Revision: two templates with the same hash give
+// the same container. Zero values mean "as the image or the runtime has it".
+type Template struct {
+	// Image as the user wrote it, normalised ("docker.io/library/nginx:1.27").
+	Image string `json:"image"`
+	// Digest of the image index that Image was pinned to.
+	Digest string `json:"digest,omitempty"`
+	// Platform "os/arch[/variant]"; empty is the node's.
+	Platform string `json:"platform,omitempty"`
+
+	// Entrypoint and Command replace the image's; an empty list that is not
+	// nil clears the image's. Setting Entrypoint also drops the image's command.
+	Entrypoint []string `json:"entrypoint"`
+	Command    []string `json:"command"`
+	// Env is added to the image's.
+	Env         map[string]string `json:"env,omitempty"`
+	User        string            `json:"user,omitempty"`
+	GroupAdd    []string          `json:"group_add,omitempty"`
+	WorkingDir  string            `json:"working_dir,omitempty"`
+	Hostname    string            `json:"hostname,omitempty"`
+	Domainname  string            `json:"domainname,omitempty"`
+	TTY         bool              `json:"tty,omitempty"`
+	StdinOpen   bool              `json:"stdin_open,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+
+	Mounts []Mount `json:"mounts,omitempty"`
+
+	// NetworkMode is empty (attach to Networks), "host" or "none".
+	NetworkMode string       `json:"network_mode,omitempty"`
+	Networks    []Attachment `json:"networks,omitempty"`
+	DNS         []string     `json:"dns,omitempty"`
+	DNSSearch   []string     `json:"dns_search,omitempty"`
+	DNSOptions  []string     `json:"dns_options,omitempty"`
+	// ExtraHosts are "name=address" lines of /etc/hosts, in order.
+	ExtraHosts []string `json:"extra_hosts,omitempty"`
+
+	Health     *HealthCheck `json:"health,omitempty"`
+	Restart    Restart      `json:"restart"`
+	StopSignal string       `json:"stop_signal,omitempty"`
+	StopGrace  Duration     `json:"stop_grace"`
+
+	Resources   Resources         `json:"resources,omitzero"`
+	Ulimits     map[string]Ulimit `json:"ulimits,omitempty"`
+	Sysctls     map[string]string `json:"sysctls,omitempty"`
+	CapAdd      []string          `json:"cap_add,omitempty"`
+	CapDrop     []string          `json:"cap_drop,omitempty"`
+	Privileged  bool              `json:"privileged,omitempty"`
+	SecurityOpt []string          `json:"security_opt,omitempty"`
+	ReadOnly    bool              `json:"read_only,omitempty"`
+	// Init runs a small init as PID 1 that reaps zombies and forwards signals.
+	Init bool `json:"init,omitempty"`
+	// PIDMode and IPCMode are empty (own namespace) or "host".
+	PIDMode string   `json:"pid_mode,omitempty"`
+	IPCMode string   `json:"ipc_mode,omitempty"`
+	Devices []Device `json:"devices,omitempty"`
+	Log     LogSpec  `json:"log,omitzero"`
+}
+
+// MountType is the kind of a mount.
+type MountType string
+
+// The kinds of mounts.
+const (
+	MountVolume  MountType = "volume"  // a volume of the stack, or an anonymous one
+	MountBind    MountType = "bind"    // an absolute path of the node
+	MountTmpfs   MountType = "tmpfs"   // memory
+	MountContent MountType = "content" // files that travel with the stack
+)
+
+// Mount is one mount of a container.
+type Mount struct {
+	Type MountType `json:"type"`
+	// Source: for a volume its stack-scoped name, empty for an anonymous one;
+	// for a bind an absolute path of the node; else empty.
+	Source   string `json:"source,omitempty"`
+	Target   string `json:"target"`
+	ReadOnly bool   `json:"read_only,omitempty"`
+
+	// Content of a content mount.
+	Content ContentID `json:"content,omitempty"`
+	// UID, GID and Mode of the files of a content mount; Mode also of a tmpfs
+	// (octal permission bits). nil keeps what the content says.
+	UID  *uint32 `json:"uid,omitempty"`
+	GID  *uint32 `json:"gid,omitempty"`
+	Mode *uint32 `json:"mode,omitempty"`
+
+	// Size of a tmpfs in bytes; 0 is the kernel's default of half the memory.
+	Size int64 `json:"size,omitempty"`
+	// Options of a tmpfs in short form ("noexec", "size=64m"), passed to mount.
+	Options []string `json:"options,omitempty"`
+	// Propagation of a bind: rprivate (default), private, rshared, …
+	Propagation string `json:"propagation,omitempty"`
+	// MustExist: a missing source of a bind is an error instead of being made.
+	MustExist bool `json:"must_exist,omitempty"`
+	// NonRecursive: submounts of a bind are not carried along.
+	NonRecursive bool `json:"non_recursive,omitempty"`
+	// NoCopy: a new volume is not filled from the image's folder.
+	NoCopy bool `json:"no_copy,omitempty"`
+	// Subpath of the volume that is mounted instead of its root.
+	Subpath string `json:"subpath,omitempty"`
+}
+
+// Attachment puts a task on a network.
+type Attachment struct {
+	// Network is its stack-scoped name.
+	Network string `json:"network"`
+	// Aliases are further names of the service on this network.
+	Aliases []string `json:"aliases,omitempty"`
+}
+
+// HealthCheck says how the health of a container is found. Test follows
+// Docker: ["CMD", …], ["CMD-SHELL", line] or ["NONE"].
+type HealthCheck struct {
+	Test     []string `json:"test"`
+	Interval Duration `json:"interval"`
+	Timeout  Duration `json:"timeout"`
+	// StartPeriod is how long failures do not count after the start.
+	StartPeriod Duration `json:"start_period,omitempty"`
+	// StartInterval is the interval during StartPeriod.
+	StartInterval Duration `json:"start_interval,omitempty"`
+	// Retries is how many failures in a row make a container unhealthy.
+	Retries int `json:"retries"`
+}
+
+// RestartCondition says after which ends a container is started again.
+type RestartCondition string
+
+// The restart conditions.
+const (
+	RestartAny       RestartCondition = "any"
+	RestartOnFailure RestartCondition = "on-failure"
+	RestartNone      RestartCondition = "none"
+)
+
+// Restart is the restart policy, obeyed by the agent alone within a task.
+type Restart struct {
+	Condition RestartCondition `json:"condition"`
+	// Delay before a restart; 0 uses the back-off 0, 1, 2, 4 … 300 s. When set
+	// it takes the place of the back-off's base.
+	Delay Duration `json:"delay,omitempty"`
+	// MaxAttempts is the number of restarts; 0 is no limit.
+	MaxAttempts int `json:"max_attempts,omitempty"`
+	// Window after which an attempt that still runs counts as a success and
+	// the count starts anew; 0 is one minute.
+	Window Duration `json:"window,omitempty"`
+}
+
+// Resources are limits and reservations; 0 is none.
+type Resources struct {
+	// CPU limit in billionths of a core.
+	NanoCPUs int64 `json:"nano_cpus,omitempty"`
+	// Memory limit in bytes.
+	Memory int64 `json:"memory,omitempty"`
+	// MemorySwap is memory plus swap in bytes; -1 is unlimited swap.
+	MemorySwap int64 `json:"memory_swap,omitempty"`
+	// Pids is the largest number of processes; 0 is the default of 4096, -1
+	// unlimited.
+	Pids      int64  `json:"pids,omitempty"`
+	CPUShares int64  `json:"cpu_shares,omitempty"`
+	CPUQuota  int64  `json:"cpu_quota,omitempty"`  // microseconds per CPUPeriod
+	CPUPeriod int64  `json:"cpu_period,omitempty"` // microseconds
+	Cpuset    string `json:"cpuset,omitempty"`
+	// ReserveCPUs (billionths of a core) and ReserveMemory (bytes) count in
+	// placement only.
+	ReserveCPUs   int64 `json:"reserve_cpus,omitempty"`
+	ReserveMemory int64 `json:"reserve_memory,omitempty"`
+	// ShmSize is the size of /dev/shm in bytes; 0 is 64 MiB.
+	ShmSize     int64 `json:"shm_size,omitempty"`
+	OOMScoreAdj int   `json:"oom_score_adj,omitempty"`
+}
+
+// Ulimit is one resource limit of the processes.
+type Ulimit struct {
+	Soft int64 `json:"soft"`
+	Hard int64 `json:"hard"`
+}
+
+// Device is a device node of the host in the container.
+type Device struct {
+	Source      string `json:"source"`
+	Target      string `json:"target"`
+	Permissions string `json:"permissions"` // a subset of "rwm"
+}
+
+// LogSpec bounds the log of a task. The zero value keeps 3 files of 10 MiB.
+type LogSpec struct {
+	// Disabled drops the output.
+	Disabled bool  `json:"disabled,omitempty"`
+	MaxSize  int64 `json:"max_size,omitempty"` // bytes per file
+	MaxFiles int   `json:"max_files,omitempty"`
+}
+
+// Revision is a template as it is stored, once for all tasks that run it.
+type Revision struct {
+	ID       RevisionID `json:"id"`
+	Stack    string     `json:"stack"`
+	Service  string     `json:"service"`
+	Template Template   `json:"template"`
+}
+
+// HashTemplate returns the ID of the revision that t makes: the first 20 hex
+// digits of SHA-256 over its canonical encoding (fields in order of
+// declaration, map keys sorted; encoding/json guarantees both), prefixed by
+// the stack and the service so that equal templates of two services stay two
+// revisions.
+func HashTemplate(stack, service string, t *Template) RevisionID {
+	b, err := json.Marshal(t)
+	if err != nil {
+		panic(fmt.Sprintf("spec: a template does not encode: %v", err)) // no field can fail
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%s/%s\n", stack, service)
+	h.Write(b)
+	return RevisionID(hex.EncodeToString(h.Sum(nil))[:20])
+}

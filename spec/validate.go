@@ -1,0 +1,247 @@
+package spec
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const (
+	// MaxReplicas is the largest number of tasks of one service.
+	MaxReplicas = 10_000
+	// MaxName is the largest length of a name in bytes, that of a DNS label.
+	MaxName = 63
+)
+
+var (
+	stackName  = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
+	objectName = regexp.MustCompile(`^[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*$`)
+	dnsName    = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?$`)
+)
+
+// ValidateStack checks everything about s that can be checked without knowing
+// the cluster. Its error, of class ErrInvalid, joins all problems, one per
+// line, each with its path: "services.web.template.mounts[0].target: …".
+func ValidateStack(s *Stack) error {
+	c := &checker{stack: s}
+	c.name("name", s.Name, stackName, "lower-case letters, digits, _ and -, beginning with a letter or digit")
+	if len(s.Services) == 0 {
+		c.add("services", "a stack needs at least one service")
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
+		svc := s.Services[name]
+		c.service("services."+name, name, &svc)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Networks)) {
+		n := s.Networks[name]
+		c.network("networks."+name, name, &n)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Volumes)) {
+		v := s.Volumes[name]
+		c.volume("volumes."+name, name, &v)
+	}
+	c.portClashes()
+	c.cycles()
+	return errors.Join(c.problems...)
+}
+
+type checker struct {
+	stack    *Stack
+	problems []error
+}
+
+func (c *checker) add(at, format string, args ...any) {
+	c.problems = append(c.problems, Invalidf("%s: %s", at, fmt.Sprintf(format, args...)))
+}
+
+func (c *checker) name(at, name string, pattern *regexp.Regexp, want string) {
+	if len(name) > MaxName || !pattern.MatchString(name) {
+		c.add(at, "the name %q is not valid, want at most %d %s", name, MaxName, want)
+	}
+}
+
+func (c *checker) objectName(at, name string) {
+	c.name(at, name, objectName, "letters, digits, ., _ and -")
+}
+
+// oneOf reports a value that is not among the allowed ones.
+func oneOf[S ~string](c *checker, at string, got S, want ...S) {
+	if !slices.Contains(want, got) {
+		c.add(at, "%q is not one of %q", got, want)
+	}
+}
+
+func (c *checker) notNegative(at string, n int64) {
+	if n < 0 {
+		c.add(at, "must not be negative")
+	}
+}
+
+func (c *checker) service(at, name string, s *ServiceSpec) {
+	c.objectName(at, name)
+	oneOf(c, at+".mode", s.Mode, Replicated, Global)
+	if r := s.Replicas; r != nil {
+		switch {
+		case s.Mode == Global:
+			c.add(at+".replicas", "a global service has no number of replicas")
+		case *r < 0 || *r > MaxReplicas:
+			c.add(at+".replicas", "must be from 0 to %d", MaxReplicas)
+		}
+	}
+	c.template(at+".template", &s.Template)
+	c.placement(at+".placement", &s.Placement)
+	for i, p := range s.Ports {
+		c.port(fmt.Sprintf("%s.ports[%d]", at, i), p)
+	}
+	if len(s.Ports) > 0 && s.Template.NetworkMode != "" {
+		c.add(at+".ports", "a service with network mode %s publishes no ports", s.Template.NetworkMode)
+	}
+	seen := map[string]bool{}
+	for i, d := range s.DependsOn {
+		where := fmt.Sprintf("%s.depends_on[%d]", at, i)
+		oneOf(c, where+".condition", d.Condition, DependencyStarted, DependencyHealthy)
+		if _, ok := c.stack.Services[d.Service]; !ok && !d.Optional {
+			c.add(where, "there is no service %q", d.Service)
+		}
+		if seen[d.Service] {
+			c.add(where, "the service %q is named twice", d.Service)
+		}
+		seen[d.Service] = true
+	}
+	c.labels(at+".labels", s.Labels)
+}
+
+func (c *checker) labels(at string, labels map[string]string) {
+	for k := range labels {
+		if k == "" {
+			c.add(at, "a label has no name")
+		}
+	}
+}
+
+func (c *checker) placement(at string, p *Placement) {
+	for i, s := range p.Constraints {
+		if _, err := ParseConstraint(s); err != nil {
+			c.add(fmt.Sprintf("%s.constraints[%d]", at, i), "%v", err)
+		}
+	}
+	for i, s := range p.Spread {
+		if _, err := ParseSpread(s); err != nil {
+			c.add(fmt.Sprintf("%s.spread[%d]", at, i), "%v", err)
+		}
+	}
+	c.notNegative(at+".max_per_node", int64(p.MaxPerNode))
+}
+
+func (c *checker) port(at string, p Port) {
+	if p.Target == 0 {
+		c.add(at+".target", "must be from 1 to 65535")
+	}
+	oneOf(c, at+".protocol", p.Protocol, "tcp", "udp")
+	oneOf(c, at+".mode", p.Mode, PublishIngress, PublishHost)
+	if p.HostIP != "" {
+		if _, err := netip.ParseAddr(p.HostIP); err != nil {
+			c.add(at+".host_ip", "%q is not an IP address", p.HostIP)
+		}
+	}
+}
+
+// portClashes finds ports that two services of the stack, or one twice, would
+// publish.
+func (c *checker) portClashes() {
+	type claim struct {
+		owner string
+		at    string
+		ip    string
+	}
+	taken := map[string][]claim{}
+	for _, name := range slices.Sorted(maps.Keys(c.stack.Services)) {
+		for i, p := range c.stack.Services[name].Ports {
+			if p.Published == 0 {
+				continue
+			}
+			key := fmt.Sprintf("%d/%s", p.Published, p.Protocol)
+			mine := claim{owner: name, at: fmt.Sprintf("services.%s.ports[%d]", name, i), ip: p.HostIP}
+			for _, other := range taken[key] {
+				if other.ip == mine.ip || other.ip == "" || mine.ip == "" {
+					c.add(mine.at, "port %s is published by %s already", key, other.owner)
+					break
+				}
+			}
+			taken[key] = append(taken[key], mine)
+		}
+	}
+}
+
+// cycles finds services that wait for each other.
+func (c *checker) cycles() {
+	done := map[string]bool{}
+	var open []string
+	var visit func(name string)
+	visit = func(name string) {
+		if i := slices.Index(open, name); i >= 0 {
+			c.add("services."+name+".depends_on", "the services wait for each other: %s", strings.Join(append(slices.Clone(open[i:]), name), " -> "))
+			return
+		}
+		if done[name] {
+			return
+		}
+		open = append(open, name)
+		for _, d := range c.stack.Services[name].DependsOn {
+			visit(d.Service)
+		}
+		open = open[:len(open)-1]
+		done[name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.stack.Services)) {
+		visit(name)
+	}
+}
+
+func (c *checker) network(at, name string, n *NetworkSpec) {
+	c.objectName(at, name)
+	if n.Name != "" {
+		c.objectName(at+".name", n.Name)
+	}
+	oneOf(c, at+".driver", cmp.Or(n.Driver, DriverOverlay), DriverOverlay, DriverBridge)
+	if n.Subnet != "" {
+		if canonical, err := ParseSubnet(n.Subnet); err != nil {
+			c.add(at+".subnet", "%v", err)
+		} else if canonical != n.Subnet {
+			c.add(at+".subnet", "%s has bits of the host, want %s", n.Subnet, canonical)
+		}
+	}
+	c.labels(at+".labels", n.Labels)
+}
+
+func (c *checker) volume(at, name string, v *VolumeSpec) {
+	c.objectName(at, name)
+	if v.Name != "" {
+		c.objectName(at+".name", v.Name)
+	}
+	for _, k := range slices.Sorted(maps.Keys(v.DriverOpts)) {
+		oneOf(c, at+".driver_opts", k, "type", "o", "device")
+	}
+	if v.External && (v.Seed != "" || len(v.DriverOpts) > 0) {
+		c.add(at, "an external volume has neither options nor a seed")
+	}
+	if v.Seed != "" {
+		c.content(at+".seed", v.Seed)
+	}
+	c.labels(at+".labels", v.Labels)
+}
+
+func (c *checker) content(at string, id ContentID) {
+	if !contentID.MatchString(string(id)) {
+		c.add(at, "%q is not the ID of a content", id)
+	}
+}
+
+// cleanAbsolute reports whether p is an absolute path in its shortest form.
+func cleanAbsolute(p string) bool { return path.IsAbs(p) && path.Clean(p) == p }

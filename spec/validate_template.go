@@ -1,0 +1,237 @@
+package spec
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const (
+	// minMemory is the least memory a container starts with, in bytes.
+	minMemory = 4 << 20
+	// maxLogFiles bounds the number of files of one log.
+	maxLogFiles = 1000
+)
+
+var (
+	contentID  = regexp.MustCompile(`^(sha256|hmac):[0-9a-f]{64}$`)
+	digestForm = regexp.MustCompile(`^[a-z0-9+._-]+:[0-9a-fA-F]{32,}$`)
+	platform   = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9_.]+)?$`)
+	signalForm = regexp.MustCompile(`^((SIG)?[A-Za-z0-9+-]{1,12}|[0-9]{1,2})$`)
+	cpusetForm = regexp.MustCompile(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
+	capability = regexp.MustCompile(`^(ALL|CAP_[A-Z0-9_]+)$`)
+	sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+$`)
+	ulimitName = regexp.MustCompile(`^[a-z]+$`)
+	permitted  = regexp.MustCompile(`^[rwm]{1,3}$`)
+)
+
+var propagations = []string{"", "private", "rprivate", "shared", "rshared", "slave", "rslave"}
+
+func (c *checker) template(at string, t *Template) {
+	if strings.TrimSpace(t.Image) == "" {
+		c.add(at+".image", "a service needs an image")
+	}
+	if t.Digest != "" && !digestForm.MatchString(t.Digest) {
+		c.add(at+".digest", "%q is not a digest", t.Digest)
+	}
+	if t.Platform != "" && !platform.MatchString(t.Platform) {
+		c.add(at+".platform", "%q is not a platform such as linux/amd64", t.Platform)
+	}
+	for _, k := range slices.Sorted(maps.Keys(t.Env)) {
+		if k == "" || strings.ContainsAny(k, "=\x00") || strings.Contains(t.Env[k], "\x00") {
+			c.add(at+".env", "the variable %q is not valid", k)
+		}
+	}
+	if t.Hostname != "" {
+		c.name(at+".hostname", t.Hostname, dnsName, "letters, digits, ., _ and -")
+	}
+	if t.Domainname != "" && !dnsName.MatchString(t.Domainname) {
+		c.add(at+".domainname", "%q is not a domain name", t.Domainname)
+	}
+	if t.WorkingDir != "" && !path.IsAbs(t.WorkingDir) {
+		c.add(at+".working_dir", "%q is not an absolute path", t.WorkingDir)
+	}
+	c.labels(at+".labels", t.Labels)
+	c.labels(at+".annotations", t.Annotations)
+	c.mounts(at+".mounts", t.Mounts)
+	c.attachments(at, t)
+	c.health(at+".health", t.Health)
+	oneOf(c, at+".restart.condition", t.Restart.Condition, RestartAny, RestartOnFailure, RestartNone)
+	c.notNegative(at+".restart.delay", int64(t.Restart.Delay))
+	c.notNegative(at+".restart.window", int64(t.Restart.Window))
+	c.notNegative(at+".restart.max_attempts", int64(t.Restart.MaxAttempts))
+	if t.StopSignal != "" && !signalForm.MatchString(t.StopSignal) {
+		c.add(at+".stop_signal", "%q is not a signal", t.StopSignal)
+	}
+	c.notNegative(at+".stop_grace", int64(t.StopGrace))
+	c.resources(at+".resources", &t.Resources)
+	c.isolation(at, t)
+	c.notNegative(at+".log.max_size", t.Log.MaxSize)
+	if t.Log.MaxFiles < 0 || t.Log.MaxFiles > maxLogFiles {
+		c.add(at+".log.max_files", "must be from 0 to %d", maxLogFiles)
+	}
+}
+
+func (c *checker) mounts(at string, mounts []Mount) {
+	taken := map[string]int{}
+	for i, m := range mounts {
+		where := fmt.Sprintf("%s[%d]", at, i)
+		if first, ok := taken[m.Target]; ok {
+			c.add(where+".target", "%s is already the target of mount %d", m.Target, first)
+		}
+		taken[m.Target] = i
+		if !cleanAbsolute(m.Target) || m.Target == "/" {
+			c.add(where+".target", "%q is not an absolute path below /", m.Target)
+		}
+		c.mount(where, m)
+	}
+}
+
+func (c *checker) mount(at string, m Mount) {
+	c.notNegative(at+".size", m.Size)
+	oneOf(c, at+".propagation", m.Propagation, propagations...)
+	if m.Mode != nil && *m.Mode > 0o7777 {
+		c.add(at+".mode", "%o is no file mode", *m.Mode)
+	}
+	switch m.Type {
+	case MountVolume:
+		if _, ok := c.stack.Volumes[m.Source]; !ok && m.Source != "" {
+			c.add(at+".source", "the volume %q is not declared", m.Source)
+		}
+		if s := m.Subpath; s != "" && (path.IsAbs(s) || path.Clean(s) == ".." || strings.HasPrefix(path.Clean(s), "../")) {
+			c.add(at+".subpath", "%q leaves the volume", s)
+		}
+	case MountBind:
+		if !cleanAbsolute(m.Source) {
+			c.add(at+".source", "%q is not an absolute path", m.Source)
+		}
+	case MountTmpfs:
+		if m.Source != "" {
+			c.add(at+".source", "a tmpfs has no source")
+		}
+	case MountContent:
+		c.content(at+".content", m.Content)
+	default:
+		c.add(at+".type", "%q is not one of volume, bind, tmpfs and content", m.Type)
+	}
+}
+
+func (c *checker) attachments(at string, t *Template) {
+	oneOf(c, at+".network_mode", t.NetworkMode, "", "host", "none")
+	if t.NetworkMode != "" && len(t.Networks) > 0 {
+		c.add(at+".networks", "a service with network mode %s is on no network", t.NetworkMode)
+	}
+	seen := map[string]bool{}
+	for i, a := range t.Networks {
+		where := fmt.Sprintf("%s.networks[%d]", at, i)
+		if _, ok := c.stack.Networks[a.Network]; !ok {
+			c.add(where, "the network %q is not declared", a.Network)
+		}
+		if seen[a.Network] {
+			c.add(where, "the network %q is named twice", a.Network)
+		}
+		seen[a.Network] = true
+		for _, alias := range a.Aliases {
+			if len(alias) > 253 || !dnsName.MatchString(alias) {
+				c.add(where+".aliases", "%q is not a name", alias)
+			}
+		}
+	}
+	for _, s := range t.DNS {
+		if _, err := netip.ParseAddr(s); err != nil {
+			c.add(at+".dns", "%q is not an IP address", s)
+		}
+	}
+	for _, h := range t.ExtraHosts {
+		name, addr, _ := strings.Cut(h, "=")
+		if _, err := netip.ParseAddr(addr); name == "" || strings.ContainsAny(name, " \t\n") || err != nil && addr != "host-gateway" {
+			c.add(at+".extra_hosts", "%q is not NAME=ADDRESS", h)
+		}
+	}
+}
+
+func (c *checker) health(at string, h *HealthCheck) {
+	if h == nil || len(h.Test) > 0 && h.Test[0] == "NONE" {
+		return
+	}
+	if len(h.Test) > 0 {
+		oneOf(c, at+".test", h.Test[0], "CMD", "CMD-SHELL")
+		if len(h.Test) < 2 {
+			c.add(at+".test", "the test has no command")
+		}
+	}
+	if h.Interval <= 0 || h.Timeout <= 0 {
+		c.add(at, "interval and timeout must be positive")
+	}
+	c.notNegative(at+".start_period", int64(h.StartPeriod))
+	c.notNegative(at+".start_interval", int64(h.StartInterval))
+	if h.Retries < 1 {
+		c.add(at+".retries", "must be at least 1")
+	}
+}
+
+func (c *checker) resources(at string, r *Resources) {
+	for _, v := range []struct {
+		name string
+		n    int64
+	}{
+		{"nano_cpus", r.NanoCPUs}, {"memory", r.Memory}, {"cpu_shares", r.CPUShares}, {"cpu_quota", r.CPUQuota}, {"cpu_period", r.CPUPeriod},
+		{"reserve_cpus", r.ReserveCPUs}, {"reserve_memory", r.ReserveMemory}, {"shm_size", r.ShmSize},
+	} {
+		c.notNegative(at+"."+v.name, v.n)
+	}
+	if r.Memory > 0 && r.Memory < minMemory {
+		c.add(at+".memory", "%d bytes are too few, want at least %d MiB", r.Memory, minMemory>>20)
+	}
+	if r.MemorySwap < -1 || r.MemorySwap > 0 && r.MemorySwap < r.Memory {
+		c.add(at+".memory_swap", "must be -1 or at least the limit of memory, which it includes")
+	}
+	if r.MemorySwap > 0 && r.Memory == 0 {
+		c.add(at+".memory_swap", "needs a limit of memory as well")
+	}
+	if r.Pids < -1 {
+		c.add(at+".pids", "must be -1 or more")
+	}
+	if r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1_000_000) {
+		c.add(at+".cpu_period", "must be from 1000 to 1000000 microseconds")
+	}
+	if r.CPUQuota != 0 && r.CPUQuota < 1000 {
+		c.add(at+".cpu_quota", "must be at least 1000 microseconds")
+	}
+	if r.Cpuset != "" && !cpusetForm.MatchString(r.Cpuset) {
+		c.add(at+".cpuset", "%q is not a list such as 0-2,4", r.Cpuset)
+	}
+	if r.OOMScoreAdj < -1000 || r.OOMScoreAdj > 1000 {
+		c.add(at+".oom_score_adj", "must be from -1000 to 1000")
+	}
+}
+
+func (c *checker) isolation(at string, t *Template) {
+	for _, name := range slices.Sorted(maps.Keys(t.Ulimits)) {
+		u := t.Ulimits[name]
+		if !ulimitName.MatchString(name) || u.Soft < -1 || u.Hard < -1 || u.Hard != -1 && (u.Soft > u.Hard || u.Soft == -1) {
+			c.add(at+".ulimits."+name, "soft %d and hard %d are not a limit", u.Soft, u.Hard)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Sysctls)) {
+		if !sysctlName.MatchString(name) {
+			c.add(at+".sysctls", "%q is not the name of a kernel parameter", name)
+		}
+	}
+	for _, name := range slices.Concat(t.CapAdd, t.CapDrop) {
+		if !capability.MatchString(name) {
+			c.add(at+".cap_add", "%q is not a capability such as CAP_NET_ADMIN", name)
+		}
+	}
+	oneOf(c, at+".pid_mode", t.PIDMode, "", "host")
+	oneOf(c, at+".ipc_mode", t.IPCMode, "", "host")
+	for i, d := range t.Devices {
+		if !path.IsAbs(d.Source) || !path.IsAbs(d.Target) || !permitted.MatchString(d.Permissions) {
+			c.add(fmt.Sprintf("%s.devices[%d]", at, i), "%s:%s:%s is not a device with absolute paths and permissions of r, w and m", d.Source, d.Target, d.Permissions)
+		}
+	}
+}

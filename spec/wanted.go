@@ -1,0 +1,96 @@
+package spec
+
+// Clock orders the documents that a node gets: first by the incarnation of
+// the state, then by the log index they were made from. An older document
+// never replaces a newer one.
+type Clock struct {
+	Incarnation uint64 `json:"incarnation"`
+	Index       uint64 `json:"index"`
+}
+
+// Before reports whether c is older than d.
+func (c Clock) Before(d Clock) bool {
+	if c.Incarnation != d.Incarnation {
+		return c.Incarnation < d.Incarnation
+	}
+	return c.Index < d.Index
+}
+
+// Wanted is the whole of what a node must run: what is not in it is to be
+// stopped and removed. It is a pure function of the state.
+type Wanted struct {
+	Clock
+	Node NodeID `json:"node"`
+	// Tasks of the node that are not over yet, by ascending ID.
+	Tasks []Task `json:"tasks"`
+	// Revisions that Tasks refer to.
+	Revisions map[RevisionID]Template `json:"revisions"`
+	// Volumes that Tasks use.
+	Volumes []Volume `json:"volumes,omitempty"`
+	// RemoveVolumes are instances whose data is to be deleted here. Only this
+	// list ever deletes data of a named volume.
+	RemoveVolumes []VolumeID `json:"remove_volumes,omitempty"`
+	// KeepLogs are tasks that are over and whose logs are kept.
+	KeepLogs []TaskID `json:"keep_logs,omitempty"`
+	// Networks that have a HostNetwork on this node; any other is to be removed.
+	Networks []NetworkID `json:"networks,omitempty"`
+}
+
+// HostNetwork is the whole of what one network must be on one node.
+type HostNetwork struct {
+	Clock
+	Network Network `json:"network"`
+	// HostNumber is the Number of the node; its bridges' MAC is made from it.
+	HostNumber uint32 `json:"host_number"`
+	// Tasks of this node on the network, running or about to, by ascending ID.
+	Tasks []Endpoint `json:"tasks,omitempty"`
+	// Names that resolve on this network, sorted, each with at least one address.
+	Names []Name `json:"names,omitempty"`
+	// Ports that this node publishes of services on this network.
+	Ports []PublishedPort `json:"ports,omitempty"`
+}
+
+// Endpoint is a task's end of a network.
+type Endpoint struct {
+	Task TaskID `json:"task"`
+	// Name of the task, for logs and PTR records.
+	Name string `json:"name"`
+	IP   string `json:"ip"` // with prefix length
+	MAC  string `json:"mac"`
+}
+
+// Name is one DNS name and the addresses it answers with, sorted.
+type Name struct {
+	Name      string   `json:"name"`
+	Addresses []string `json:"addresses"`
+}
+
+// PublishedPort is one port of a node and the endpoints behind it.
+type PublishedPort struct {
+	HostIP   string `json:"host_ip,omitempty"`
+	Port     uint16 `json:"port"`
+	Protocol string `json:"protocol"`
+	// Owner is "stack/service".
+	Owner string `json:"owner"`
+	// Targets are "address:port" of tasks that are ready, sorted; none means
+	// that connections are refused.
+	Targets []string `json:"targets,omitempty"`
+}
+
+// Report is what a node tells the managers: every status that changed since
+// the last report that was acknowledged. Repeating it is harmless.
+type Report struct {
+	Node NodeID `json:"node"`
+	// Info, when it changed or is told for the first time.
+	Info *NodeInfo `json:"info,omitempty"`
+	// Tasks whose status changed.
+	Tasks []TaskReport `json:"tasks,omitempty"`
+	// VolumesRemoved are instances that are gone from this node.
+	VolumesRemoved []VolumeID `json:"volumes_removed,omitempty"`
+}
+
+// TaskReport is the status of one task.
+type TaskReport struct {
+	Task   TaskID     `json:"task"`
+	Status TaskStatus `json:"status"`
+}
