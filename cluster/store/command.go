@@ -1,0 +1,257 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"wherry.dev/spec"
+)
+
+// Format is the newest format of commands and snapshots that this program
+// reads and writes. It is raised by every change that an older program would
+// not understand.
+const Format = 1
+
+// Command is one entry of the log: an envelope with exactly one body that is
+// not nil. The store keeps parts of what a command points to, so a command
+// must not be modified once it was applied.
+type Command struct {
+	// Time of the proposer; the only clock that Apply sees.
+	Time time.Time `json:"time"`
+	// RequestID of a user's command; empty is none. A repeat within the last
+	// KeepRequests user commands returns the first result and changes nothing.
+	// Ignored on all other commands. At most 128 bytes.
+	RequestID string `json:"request_id,omitempty"`
+	// Author of a user's command, for the history.
+	Author string `json:"author,omitempty"`
+
+	Bootstrap     *Bootstrap     `json:"bootstrap,omitempty"`      // cluster
+	PutStack      *PutStack      `json:"put_stack,omitempty"`      // user
+	RemoveStack   *RemoveStack   `json:"remove_stack,omitempty"`   // user
+	ScaleService  *ScaleService  `json:"scale_service,omitempty"`  // user
+	PutContent    *PutContent    `json:"put_content,omitempty"`    // user
+	RemoveVolumes *RemoveVolumes `json:"remove_volumes,omitempty"` // user
+	SetNode       *SetNode       `json:"set_node,omitempty"`       // user
+	PutNode       *PutNode       `json:"put_node,omitempty"`       // cluster
+	SetNodeState  *SetNodeState  `json:"set_node_state,omitempty"` // cluster
+	ApplyPlan     *ApplyPlan     `json:"apply_plan,omitempty"`     // reconciler
+	Reports       *Reports       `json:"reports,omitempty"`        // agent
+}
+
+// KeepRequests is how many results of user commands are remembered for
+// repeats.
+const KeepRequests = 1000
+
+// Bootstrap begins the life of a state, or its next incarnation after a
+// recovery.
+type Bootstrap struct {
+	ClusterID string `json:"cluster_id"`
+	// Incarnation is greater than the state's; the same one changes nothing.
+	Incarnation uint64 `json:"incarnation"`
+	// Format that the state shall use from now on, at most Format; 0 keeps it.
+	Format int `json:"format,omitempty"`
+}
+
+// PutStack declares a stack: the state shall be as it says.
+type PutStack struct {
+	Stack spec.Stack `json:"stack"`
+	// Base is the StackRow.Version that the write is based on; 0 means that the
+	// stack must not exist, nil that its version does not matter.
+	Base *uint64 `json:"base,omitempty"`
+	// Message for the history.
+	Message string `json:"message,omitempty"`
+	// KeepOthers keeps services that are not in Stack, with the networks and
+	// volumes they use, as part of the new revision.
+	KeepOthers bool `json:"keep_others,omitempty"`
+}
+
+// RemoveStack removes a stack; its tasks are ended by the reconciler.
+type RemoveStack struct {
+	Name string `json:"name"`
+	// Volumes also deletes the data of every volume that the stack owns.
+	Volumes bool `json:"volumes,omitempty"`
+	// Base is as in PutStack.
+	Base *uint64 `json:"base,omitempty"`
+}
+
+// ScaleService sets the number of tasks of a replicated service. It holds
+// until the stack is applied with a number in its file.
+type ScaleService struct {
+	Stack    string `json:"stack"`
+	Service  string `json:"service"`
+	Replicas int    `json:"replicas"`
+	// Base is the StackRow.Version that the write is based on; nil when it does
+	// not matter.
+	Base *uint64 `json:"base,omitempty"`
+}
+
+// MaxReplicas is the largest number of replicas of a service.
+const MaxReplicas = 100_000
+
+// PutContent adds a part of a content. Parts come in order; sending a part
+// again is harmless, and sending the first part with other bytes starts an
+// incomplete content anew.
+type PutContent struct {
+	ID spec.ContentID `json:"id"`
+	// Size of the whole content in bytes, 1 to MaxArchive.
+	Size int `json:"size"`
+	// Offset of Data in the content.
+	Offset int `json:"offset"`
+	// Data of at most spec.MaxChunk bytes.
+	Data []byte `json:"data"`
+}
+
+// MaxArchive is the largest content in bytes as it is stored: spec.MaxContent
+// of data and the headers of its archive.
+const MaxArchive = 4 * spec.MaxContent
+
+// RemoveVolumes deletes volumes and their data, by cluster-wide name: all of
+// them or, when one is unknown or in use, none.
+type RemoveVolumes struct {
+	Names []string `json:"names"`
+}
+
+// SetNode changes what the user decides of a node.
+type SetNode struct {
+	ID spec.NodeID `json:"id"`
+	// Availability, unless nil.
+	Availability *spec.Availability `json:"availability,omitempty"`
+	// Labels to set; nil removes the label. Others stay.
+	Labels map[string]*string `json:"labels,omitempty"`
+}
+
+// PutNode adds a node or changes what membership knows of it. The node counts
+// as ready afterwards.
+type PutNode struct {
+	ID      spec.NodeID   `json:"id"`
+	Name    string        `json:"name"`
+	Address string        `json:"address"`
+	Role    spec.NodeRole `json:"role"`
+}
+
+// SetNodeState says that a node was found alive or dead.
+type SetNodeState struct {
+	ID    spec.NodeID    `json:"id"`
+	State spec.NodeState `json:"state"`
+}
+
+// ApplyPlan applies the parts of a plan, each as a whole or not at all.
+type ApplyPlan struct {
+	// Epoch is the term of the leader that made the plan. Below the highest
+	// that the state has seen, every part is rejected.
+	Epoch uint64      `json:"epoch"`
+	Parts []spec.Part `json:"parts"`
+}
+
+// Reports are what nodes observed. What is out of date in them is ignored, so
+// repeating them is harmless.
+type Reports struct {
+	Reports []spec.Report `json:"reports"`
+}
+
+// Result is the answer of Apply.
+type Result struct {
+	// Index of the entry; for a repeated request that of the first one.
+	Index uint64
+	// Err says why the command was refused as a whole; the objects of the
+	// state are then as they were.
+	Err error
+	// Parts has an error per part of ApplyPlan; nil means applied.
+	Parts []error
+	// Revision of the stack after PutStack; the old number when nothing
+	// changed.
+	Revision uint64
+	// Changed says whether any object changed.
+	Changed bool
+}
+
+// Kind returns the JSON name of the command's body ("put_stack"), or "" when
+// the command does not have exactly one.
+func (c *Command) Kind() string {
+	kind := ""
+	for _, b := range []struct {
+		name string
+		set  bool
+	}{
+		{"bootstrap", c.Bootstrap != nil},
+		{"put_stack", c.PutStack != nil},
+		{"remove_stack", c.RemoveStack != nil},
+		{"scale_service", c.ScaleService != nil},
+		{"put_content", c.PutContent != nil},
+		{"remove_volumes", c.RemoveVolumes != nil},
+		{"set_node", c.SetNode != nil},
+		{"put_node", c.PutNode != nil},
+		{"set_node_state", c.SetNodeState != nil},
+		{"apply_plan", c.ApplyPlan != nil},
+		{"reports", c.Reports != nil},
+	} {
+		if !b.set {
+			continue
+		}
+		if kind != "" {
+			return ""
+		}
+		kind = b.name
+	}
+	return kind
+}
+
+// user reports whether the command is one of a person, whose results are
+// remembered by request ID.
+func (c *Command) user() bool {
+	return c.PutStack != nil || c.RemoveStack != nil || c.ScaleService != nil ||
+		c.PutContent != nil || c.RemoveVolumes != nil || c.SetNode != nil
+}
+
+// Encode returns the form of c in the log: the format byte, then JSON. It
+// refuses a command without exactly one body.
+func Encode(c Command) ([]byte, error) {
+	if c.Kind() == "" {
+		return nil, spec.Invalidf("encode command: it must have exactly one body")
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("encode command %s: %w", c.Kind(), err)
+	}
+	return append([]byte{Format}, b...), nil
+}
+
+// Decode is the inverse of Encode. An unknown format, command or field is an
+// error: a manager that does not understand an entry must stop rather than
+// skip it.
+func Decode(b []byte) (Command, error) {
+	var c Command
+	if len(b) == 0 {
+		return c, errors.New("decode command: the entry is empty")
+	}
+	if b[0] == 0 || b[0] > Format {
+		return c, fmt.Errorf("decode command: the entry has format %d, this program knows 1 to %d: upgrade it", b[0], Format)
+	}
+	if err := decodeStrict(b[1:], &c); err != nil {
+		return Command{}, fmt.Errorf("decode command: %w", err)
+	}
+	if c.Kind() == "" {
+		return Command{}, errors.New("decode command: the entry must have exactly one body")
+	}
+	if c.Bootstrap != nil && c.Bootstrap.Format > Format {
+		return Command{}, fmt.Errorf("decode command: it raises the format to %d, this program knows 1 to %d: upgrade it", c.Bootstrap.Format, Format)
+	}
+	return c, nil
+}
+
+// decodeStrict decodes exactly one JSON value without unknown fields.
+func decodeStrict(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is data behind the value")
+	}
+	return nil
+}

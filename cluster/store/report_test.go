@@ -1,0 +1,73 @@
+package store
+
+import (
+	"testing"
+	"time"
+
+	"wherry.dev/spec"
+)
+
+func TestReportStates(t *testing.T) {
+	h := planned(t)
+	id := h.running("n1", 1, "10.1.0.2/24")
+	n := h.s.Snapshot()
+	task, svc := n.Task(id), n.Service("shop", "web")
+	for _, tc := range []struct {
+		node  spec.NodeID
+		id    spec.TaskID
+		state spec.TaskState
+	}{
+		{"n1", "9-9", spec.TaskRunning}, // no such task
+		{"n1", "odd", spec.TaskRunning}, // no ID at all
+		{"n2", id, spec.TaskFailed},     // another node's
+		{"x", id, spec.TaskFailed},      // no such node
+		{"n1", id, spec.TaskStarting},   // backward
+		{"n1", id, ""},                  // no state
+		{"n1", id, "odd"},               // unknown
+		{"n1", id, spec.TaskRunning},    // nothing new
+	} {
+		if h.report(tc.node, tc.id, tc.state).Changed {
+			t.Errorf("%+v was not ignored", tc)
+		}
+	}
+	attempts := make([]spec.Attempt, 8)
+	for i := range attempts {
+		attempts[i] = spec.Attempt{Number: i + 1, Ended: start}
+	}
+	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Tasks: []spec.TaskReport{{
+		Task: id, Status: spec.TaskStatus{State: spec.TaskRunning, Health: spec.HealthHealthy, PID: 7, Attempts: attempts},
+	}}}}}})
+	n = h.s.Snapshot()
+	got := n.Task(id)
+	if got.Status.PID != 7 || got.Status.Since != task.Status.Since || len(got.Status.Attempts) != spec.KeepAttempts || got.Status.Attempts[0].Number != 4 {
+		t.Errorf("status %+v", got.Status)
+	}
+	if got.Version != task.Version || n.Service("shop", "web") != svc {
+		t.Error("a report moved a version")
+	}
+	h.report("n1", id, spec.TaskFailed)
+	failed := h.s.Snapshot().Task(id)
+	if want := start.Add(time.Duration(h.index) * time.Second); failed.Status.Since != want {
+		t.Errorf("failed since %v, want %v", failed.Status.Since, want)
+	}
+	if h.report("n1", id, spec.TaskStopped).Changed || h.report("n1", id, spec.TaskFailed).Changed {
+		t.Error("what is over goes on")
+	}
+	if got := h.kinds(); got != "node.up node.up stack.applied task.failed" {
+		t.Errorf("events %q", got)
+	}
+}
+
+func TestReportInfo(t *testing.T) {
+	h := newHarness(t)
+	report := func() Result {
+		return h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Memory: 1 << 30}}}}})
+	}
+	before := h.s.Snapshot().Node("n1")
+	if !report().Changed || report().Changed {
+		t.Error("want one change")
+	}
+	if got := h.s.Snapshot().Node("n1"); got.Info.Memory != 1<<30 || got.Version != before.Version {
+		t.Errorf("node %+v", got)
+	}
+}

@@ -1,0 +1,270 @@
+package store
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"wherry.dev/spec"
+)
+
+// putStack makes the state declare what c says.
+func (r *reducer) putStack(c *PutStack) error {
+	want := c.Stack
+	if want.Services == nil {
+		want.Services = map[string]spec.ServiceSpec{} // one form of "no service"
+	}
+	head := r.stacks.get(r.txn, textKey(want.Name))
+	if err := checkBase(head, want.Name, c.Base); err != nil {
+		return err
+	}
+	newest := r.newest(head)
+	if newest != nil && c.KeepOthers {
+		want = keepOthers(want, &newest.Spec)
+	}
+	if err := checkStack(&want); err != nil {
+		return err
+	}
+	if newest != nil && r.inForce(&want, newest) {
+		r.res.Revision = head.Revision
+		return nil
+	}
+	if err := r.declare(&want); err != nil {
+		return err
+	}
+
+	next := spec.StackRow{Name: want.Name, Revision: 1, Version: r.index}
+	if head == nil {
+		next.ID = spec.StackID(r.newID())
+	} else {
+		next.ID, next.Revision = head.ID, head.Revision+1
+	}
+	put(r, &r.stacks, next)
+	put(r, &r.stackRevisions, spec.StackRevision{
+		Stack: want.Name, Number: next.Revision, Spec: want, Author: r.cmd.Author, Message: c.Message, Time: r.now, Incoming: r.index,
+	})
+	if next.Revision > spec.KeepStackRevisions {
+		if old := r.stackRevisions.get(r.txn, stackRevisionKey(want.Name, next.Revision-spec.KeepStackRevisions)); old != nil {
+			drop(r, &r.stackRevisions, old)
+		}
+	}
+	r.event(spec.Event{Kind: "stack.applied", Stack: want.Name, Message: c.Message})
+	r.res.Revision = next.Revision
+	return nil
+}
+
+// newest returns the newest revision of a stack; nil when there is no stack.
+func (r *reducer) newest(head *spec.StackRow) *spec.StackRevision {
+	if head == nil {
+		return nil
+	}
+	return r.stackRevisions.get(r.txn, stackRevisionKey(head.Name, head.Revision))
+}
+
+// inForce reports whether the state is as want says already: the newest
+// revision is equal, and no service was scaled away from the file's number.
+func (r *reducer) inForce(want *spec.Stack, newest *spec.StackRevision) bool {
+	for name, s := range want.Services { // any order gives the same answer
+		svc := r.services.get(r.txn, textsKey(want.Name, name))
+		if svc == nil || s.Replicas != nil && svc.Replicas != *s.Replicas {
+			return false
+		}
+	}
+	return same(want, &newest.Spec)
+}
+
+// keepOthers adds to want the services that only old has, with the networks
+// and volumes that they use.
+func keepOthers(want spec.Stack, old *spec.Stack) spec.Stack {
+	want.Services = maps.Clone(want.Services)
+	want.Networks = cloned(want.Networks)
+	want.Volumes = cloned(want.Volumes)
+	for name, s := range old.Services { // each adds what no other can change
+		if _, ok := want.Services[name]; ok {
+			continue
+		}
+		want.Services[name] = s
+		for _, a := range s.Template.Networks {
+			carry(want.Networks, old.Networks, a.Network)
+		}
+		for _, m := range s.Template.Mounts {
+			if m.Type == spec.MountVolume {
+				carry(want.Volumes, old.Volumes, m.Source)
+			}
+		}
+	}
+	return want
+}
+
+func cloned[V any](m map[string]V) map[string]V {
+	c := map[string]V{}
+	maps.Copy(c, m)
+	return c
+}
+
+func carry[V any](to, from map[string]V, key string) {
+	if v, ok := from[key]; ok {
+		if _, have := to[key]; !have {
+			to[key] = v
+		}
+	}
+}
+
+// checkBase refuses a write that is based on another version of the stack.
+func checkBase(head *spec.StackRow, name string, base *uint64) error {
+	switch {
+	case base == nil:
+		return nil
+	case head == nil && *base == 0, head != nil && head.Version == *base:
+		return nil
+	case head == nil:
+		return spec.Conflictf("stack %s was removed since version %d, on which the write is based: read it again", name, *base)
+	case *base == 0:
+		return spec.Conflictf("stack %s exists already, at version %d", name, head.Version)
+	}
+	return spec.Conflictf("stack %s is at version %d, the write is based on %d: read it again", name, head.Version, *base)
+}
+
+// checkStack refuses what the state could not hold: names that are not names,
+// and services that refer to what the stack does not declare. Everything else
+// was validated before.
+func checkStack(s *spec.Stack) error {
+	if err := checkName("stack", s.Name); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Networks)) {
+		if err := checkDeclared("network", name, s.Networks[name].ClusterName(s.Name, name)); err != nil {
+			return err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Volumes)) {
+		if err := checkDeclared("volume", name, s.Volumes[name].ClusterName(s.Name, name)); err != nil {
+			return err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
+		svc := s.Services[name]
+		if err := checkService(s, name, &svc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkDeclared(kind, short, name string) error {
+	if err := checkName(kind, short); err != nil {
+		return err
+	}
+	return checkName(kind, name)
+}
+
+func checkService(s *spec.Stack, name string, svc *spec.ServiceSpec) error {
+	if err := checkName("service", name); err != nil {
+		return err
+	}
+	if n := svc.Replicas; n != nil {
+		if err := checkReplicas(name, *n); err != nil {
+			return err
+		}
+	}
+	for _, a := range svc.Template.Networks {
+		if _, ok := s.Networks[a.Network]; !ok {
+			return spec.Invalidf("service %s uses network %q, which stack %s does not declare", name, a.Network, s.Name)
+		}
+	}
+	for _, m := range svc.Template.Mounts {
+		if m.Type != spec.MountVolume || m.Source == "" {
+			continue
+		}
+		if _, ok := s.Volumes[m.Source]; !ok {
+			return spec.Invalidf("service %s uses volume %q, which stack %s does not declare", name, m.Source, s.Name)
+		}
+	}
+	return nil
+}
+
+func checkReplicas(service string, n int) error {
+	if n < 0 || n > MaxReplicas {
+		return spec.Invalidf("service %s: replicas must be 0 to %d, not %d", service, MaxReplicas, n)
+	}
+	return nil
+}
+
+// checkName admits what can be part of a key: keys of services join names by a
+// slash, keys of tables by a zero byte.
+func checkName(kind, name string) error {
+	switch {
+	case name == "":
+		return spec.Invalidf("a %s without a name", kind)
+	case len(name) > 255:
+		return spec.Invalidf("%s %.20q…: the name is longer than 255 bytes", kind, name)
+	case !utf8.ValidString(name) || strings.ContainsRune(name, '/') || strings.ContainsFunc(name, unicode.IsControl):
+		return spec.Invalidf("%s %q: the name must not hold slashes or control characters", kind, name)
+	}
+	return nil
+}
+
+// scaleService sets the number of replicas in force.
+func (r *reducer) scaleService(c *ScaleService) error {
+	head := r.stacks.get(r.txn, textKey(c.Stack))
+	if head == nil {
+		return spec.NotFoundf("there is no stack %q", c.Stack)
+	}
+	if err := checkBase(head, c.Stack, c.Base); err != nil {
+		return err
+	}
+	svc := r.services.get(r.txn, textsKey(c.Stack, c.Service))
+	if svc == nil {
+		return spec.NotFoundf("stack %s has no service %q", c.Stack, c.Service)
+	}
+	if svc.Spec.Mode == spec.Global {
+		return spec.Invalidf("service %s is global: it runs one task on every node and cannot be scaled", svc.Key())
+	}
+	if err := checkReplicas(svc.Key(), c.Replicas); err != nil {
+		return err
+	}
+	r.res.Revision = head.Revision
+	if svc.Replicas == c.Replicas {
+		return nil
+	}
+	next := *svc
+	next.Replicas, next.Changed, next.Version = c.Replicas, r.now, r.index
+	put(r, &r.services, next)
+	row := *head
+	row.Version = r.index
+	put(r, &r.stacks, row)
+	r.event(spec.Event{Kind: "service.scaled", Stack: c.Stack, Service: c.Service})
+	return nil
+}
+
+// removeStack ends the declaration of a stack. Its tasks stay until the
+// reconciler has ended them.
+func (r *reducer) removeStack(c *RemoveStack) error {
+	head := r.stacks.get(r.txn, textKey(c.Name))
+	if head == nil {
+		return spec.NotFoundf("there is no stack %q", c.Name)
+	}
+	if err := checkBase(head, c.Name, c.Base); err != nil {
+		return err
+	}
+	for svc := range r.services.under(r.txn, textsKey(c.Name)) {
+		drop(r, &r.services, svc)
+	}
+	for n := range r.networks.with(r.txn, byStack, textsKey(c.Name)) {
+		r.leaveNetwork(n)
+	}
+	for rev := range r.stackRevisions.under(r.txn, textsKey(c.Name)) {
+		drop(r, &r.stackRevisions, rev)
+	}
+	drop(r, &r.stacks, head)
+	if c.Volumes {
+		if err := r.removeVolumesOf(c.Name); err != nil {
+			return err
+		}
+	}
+	r.event(spec.Event{Kind: "stack.removed", Stack: c.Name})
+	r.sweepVolumes()
+	return nil
+}
