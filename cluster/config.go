@@ -1,0 +1,115 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"os"
+	"time"
+
+	wal "github.com/hashicorp/raft-wal"
+
+	"wherry.dev/spec"
+)
+
+// Config says how to open a Member. Only DataDir is required.
+type Config struct {
+	// DataDir is the data folder. It is made (0700) when it does not exist.
+	// The member owns node-id, keyring, lock and raft/ in it.
+	DataDir string
+	// NodeName is the name of this node; empty is the host's name. It may
+	// change from one run to the next.
+	NodeName string
+	// Advertise is the address that others reach this node at, "host:port";
+	// empty is 127.0.0.1:4477. It may change from one run to the next.
+	Advertise string
+	// Version of the program, for Status.
+	Version string
+
+	// SegmentSize of the log's files in bytes, which are allocated in full
+	// when they are made; 0 is raft-wal's default of 64 MiB.
+	SegmentSize int
+	// Heartbeat is how long a member hears nothing from a leader before it
+	// stands for election (up to twice as long, by chance); 0 is 250 ms. At
+	// least 5 ms.
+	Heartbeat time.Duration
+	// SnapshotThreshold is the number of log entries after which a snapshot is
+	// taken; 0 is 8192.
+	SnapshotThreshold uint64
+	// SnapshotBytes is the size of the log entries after which a snapshot is
+	// taken, whatever their number; 0 is 64 MiB.
+	SnapshotBytes int64
+
+	// Streams carries Raft between members. nil suits a cluster of one: nobody
+	// can be dialled and nobody dials.
+	Streams Streams
+	// Lead is what this member does while it leads, from the moment at which
+	// everything that earlier leaders committed is applied here. Its context
+	// ends with the cause ErrLeadershipLost when leadership does, and nothing
+	// that follows (a new term, the end of Run) begins before Lead has
+	// returned. epoch is the term, to be written into each ApplyPlan. When Lead
+	// returns while this member still leads, it is called again after a second.
+	// nil leads without doing anything.
+	Lead func(ctx context.Context, epoch uint64) error
+
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// ErrLeadershipLost is the cause with which the context of Config.Lead ends
+// when another member leads, or may lead, from now on.
+var ErrLeadershipLost = errors.New("leadership lost")
+
+const (
+	defaultAdvertise = "127.0.0.1:4477"
+	defaultHeartbeat = 250 * time.Millisecond
+
+	// trailingLogs is how many entries stay in the log behind a snapshot, so
+	// that a follower that was away for a moment needs no snapshot. Entries may
+	// have 512 KiB, so this is kept small.
+	trailingLogs = 256
+)
+
+func (c Config) withDefaults() (Config, error) {
+	if c.DataDir == "" {
+		return c, spec.Invalidf("no data folder given")
+	}
+	if c.NodeName == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return c, spec.Invalidf("find the host's name: %v; give the node a name", err)
+		}
+		c.NodeName = name
+	}
+	if c.Advertise == "" {
+		c.Advertise = defaultAdvertise
+	}
+	if c.SegmentSize == 0 {
+		c.SegmentSize = wal.DefaultSegmentSize
+	}
+	// A segment must hold an entry of any size that is accepted several times
+	// over, and the library keeps its size in 31 bits.
+	if c.SegmentSize < 1<<20 || c.SegmentSize > math.MaxInt32 {
+		return c, spec.Invalidf("segment size %d: want 1 MiB to 2 GiB", c.SegmentSize)
+	}
+	if c.Heartbeat == 0 {
+		c.Heartbeat = defaultHeartbeat
+	}
+	if c.Heartbeat < 5*time.Millisecond {
+		return c, spec.Invalidf("heartbeat %s: want at least 5ms", c.Heartbeat)
+	}
+	if c.SnapshotThreshold == 0 {
+		c.SnapshotThreshold = 8192
+	}
+	if c.SnapshotBytes == 0 {
+		c.SnapshotBytes = 64 << 20
+	}
+	if c.SnapshotBytes < 0 {
+		return c, spec.Invalidf("snapshot bytes %d: want a positive number", c.SnapshotBytes)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
