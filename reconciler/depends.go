@@ -1,0 +1,60 @@
+package reconciler
+
+import (
+	"slices"
+
+	"wherry.dev/spec"
+)
+
+// gate says what the first start at a place waits for, or "". A place that has
+// run before does not wait again: a dependency that fails later must not keep
+// its dependants from being restarted.
+func (s *pass) gate(pl *place) string {
+	if s.eager || len(s.svc.Spec.DependsOn) == 0 || hasRun(pl) {
+		return ""
+	}
+	for _, d := range s.svc.Spec.DependsOn {
+		if why := s.waitsFor(s.svc.Stack, d); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+func hasRun(pl *place) bool {
+	return slices.ContainsFunc(slices.Concat(pl.over, pl.ending, pl.live), func(t *spec.Task) bool {
+		return t.Desired != spec.DesiredRemoved && (t.Status.Started > 0 || t.Status.State == spec.TaskRunning)
+	})
+}
+
+// waitsFor says why a dependency does not hold, or "".
+func (p *planner) waitsFor(stack string, d spec.Dependency) string {
+	key := spec.ServiceKey(stack, d.Service)
+	if p.byKey[key] == nil {
+		if d.Optional {
+			return ""
+		}
+		return "waits for service " + d.Service + ", which does not exist"
+	}
+	if d.Condition == spec.DependencyHealthy {
+		if slices.ContainsFunc(p.tasks[key], func(t *spec.Task) bool { return p.serves(t) && !p.ended[t.ID] }) {
+			return ""
+		}
+		return "waits for service " + d.Service + " to be healthy"
+	}
+	if slices.ContainsFunc(p.tasks[key], p.hasStarted) {
+		return ""
+	}
+	return "waits for service " + d.Service + " to start"
+}
+
+// hasStarted: the task runs, or has done all it had to do.
+func (p *planner) hasStarted(t *spec.Task) bool {
+	switch t.Status.State {
+	case spec.TaskRunning:
+		return t.Desired == spec.DesiredRunning && p.nodeUp(t.Node) && !p.ended[t.ID]
+	case spec.TaskComplete:
+		return t.Desired != spec.DesiredRemoved && !p.reaped[t.ID]
+	}
+	return false
+}

@@ -1,0 +1,440 @@
+package reconciler
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"wherry.dev/cluster/store"
+	"wherry.dev/spec"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestGolden plays the scripts of testdata/*.txtar: the comment of an archive
+// says what it shows, "script" has one line per event, "want" what the passes
+// answered, all other files are stacks.
+//
+//	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, or a label
+//	put FILE | rm STACK [volumes] | scale STACK SERVICE N
+//	plan                        make a plan, print and apply it
+//	settle                      plan and let hosts obey until nothing moves; print the plans
+//	report TASK STATE [health|REASON]    TASK is a name or an ID
+//	drain|pause|activate|down|up NODE
+//	wait DURATION
+//	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | tasks
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no golden files", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newCluster(t)
+			want := -1
+			script := ""
+			for i, f := range ar.Files {
+				switch f.Name {
+				case "script":
+					script = string(f.Data)
+				case "want":
+					want = i
+				default:
+					c.files[f.Name] = f.Data
+				}
+			}
+			for _, line := range strings.Split(strings.TrimSpace(script), "\n") {
+				c.do(line)
+			}
+			got := c.out.String()
+			if *update {
+				if want < 0 {
+					ar.Files = append(ar.Files, txtar.File{Name: "want"})
+					want = len(ar.Files) - 1
+				}
+				ar.Files[want].Data = []byte(got)
+				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if want < 0 {
+				t.Fatal("no want; run with -update")
+			}
+			if diff := cmp.Diff(string(ar.Files[want].Data), got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// cluster is a store with a clock and obedient hosts.
+type cluster struct {
+	t     testing.TB
+	store *store.Store
+	now   time.Time
+	files map[string][]byte
+	out   strings.Builder
+}
+
+func newCluster(t testing.TB) *cluster {
+	c := &cluster{t: t, store: store.New(), now: time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC), files: map[string][]byte{}}
+	c.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "test", Incarnation: 1}})
+	return c
+}
+
+func (c *cluster) printf(format string, args ...any) { fmt.Fprintf(&c.out, format, args...) }
+
+func (c *cluster) apply(cmd store.Command) store.Result {
+	c.t.Helper()
+	cmd.Time = c.now
+	return c.store.Apply(c.store.Snapshot().Index()+1, cmd)
+}
+
+func (c *cluster) must(cmd store.Command) {
+	c.t.Helper()
+	if res := c.apply(cmd); res.Err != nil {
+		c.t.Fatal(res.Err)
+	}
+}
+
+func nodeID(name string) spec.NodeID { return spec.NodeID("id-" + name) }
+
+func (c *cluster) addNode(name string, args ...string) {
+	c.must(store.Command{PutNode: &store.PutNode{ID: nodeID(name), Name: name, Address: "192.0.2.1", Role: spec.RoleManager}})
+	info := &spec.NodeInfo{OS: "linux", Arch: "amd64", NanoCPUs: 4e9, Memory: 4 << 30}
+	labels := map[string]*string{}
+	for _, a := range args {
+		k, v, _ := strings.Cut(a, "=")
+		n, _ := strconv.ParseInt(v, 10, 64)
+		switch k {
+		case "memory":
+			info.Memory = n << 20
+		case "cpus":
+			info.NanoCPUs = n * 1e9
+		case "arch":
+			info.Arch = v
+		default:
+			labels[k] = &v
+		}
+	}
+	c.must(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: nodeID(name), Info: info}}}})
+	c.must(store.Command{SetNode: &store.SetNode{ID: nodeID(name), Labels: labels}})
+}
+
+func (c *cluster) stack(file string) spec.Stack {
+	var s spec.Stack
+	if err := json.Unmarshal(c.files[file], &s); err != nil {
+		c.t.Fatalf("%s: %v", file, err)
+	}
+	return s
+}
+
+// do plays one line.
+func (c *cluster) do(line string) {
+	c.t.Helper()
+	f := strings.Fields(line)
+	if len(f) == 0 || strings.HasPrefix(line, "#") {
+		return
+	}
+	c.printf("> %s\n", line)
+	switch f[0] {
+	case "node":
+		c.addNode(f[1], f[2:]...)
+	case "put", "rm", "scale":
+		if res := c.apply(c.write(f)); res.Err != nil {
+			c.printf("error: %v\n", res.Err)
+		}
+	case "plan":
+		c.plan()
+	case "settle":
+		c.settle()
+	case "report":
+		c.report(f[1], spec.TaskState(f[2]), strings.Join(f[3:], " "))
+	case "drain", "pause", "activate":
+		a := map[string]spec.Availability{"drain": spec.NodeDrain, "pause": spec.NodePaused, "activate": spec.NodeActive}[f[0]]
+		c.must(store.Command{SetNode: &store.SetNode{ID: nodeID(f[1]), Availability: &a}})
+	case "down", "up":
+		s := map[string]spec.NodeState{"down": spec.NodeDown, "up": spec.NodeReady}[f[0]]
+		c.must(store.Command{SetNodeState: &store.SetNodeState{ID: nodeID(f[1]), State: s}})
+	case "wait":
+		d, err := time.ParseDuration(f[1])
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		c.now = c.now.Add(d)
+	case "status":
+		st, ok := Status(c.store.Snapshot(), f[1], c.now)
+		c.printf("%s %v revision %d\n", st.State, ok, st.Revision)
+		for _, s := range st.Services {
+			c.printf("  %s %d/%d %s update=%s %s\n", s.Name, s.Running, s.Desired, s.State, s.Update.State, s.Message)
+		}
+	case "preview":
+		if !slices.Contains([]string{"rm", "scale"}, f[1]) {
+			f[0] = "put"
+		} else {
+			f = f[1:]
+		}
+		p, err := NewPreview(c.store, c.write(f), c.now)
+		if err != nil {
+			c.printf("error: %v\n", err)
+			return
+		}
+		c.printPreview(&p)
+	case "wanted":
+		c.printWanted(f[1])
+	case "networks":
+		for _, n := range HostNetworks(c.store.Snapshot(), nodeID(f[1])) {
+			c.printNetwork(&n)
+		}
+	case "tasks":
+		for _, t := range c.store.Snapshot().Tasks() {
+			c.printf("  %s\n", c.taskLine(t))
+		}
+	default:
+		c.t.Fatalf("unknown line %q", line)
+	}
+}
+
+// write is the command of a line that changes a stack.
+func (c *cluster) write(f []string) store.Command {
+	switch f[0] {
+	case "put":
+		return store.Command{PutStack: &store.PutStack{Stack: c.stack(f[1])}}
+	case "rm":
+		return store.Command{RemoveStack: &store.RemoveStack{Name: f[1], Volumes: len(f) > 2}}
+	default:
+		n, err := strconv.Atoi(f[3])
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		return store.Command{ScaleService: &store.ScaleService{Stack: f[1], Service: f[2], Replicas: n}}
+	}
+}
+
+// plan makes a plan, prints it, applies it, and demands that this was all.
+func (c *cluster) plan() spec.Plan {
+	c.t.Helper()
+	p := Plan(c.store.Snapshot(), c.now)
+	c.printPlan(&p)
+	if p.Empty() {
+		return p
+	}
+	res := c.apply(store.Command{ApplyPlan: &store.ApplyPlan{Epoch: 1, Parts: p.Parts}})
+	for i, err := range res.Parts {
+		if err != nil {
+			c.t.Errorf("part %s: %v", p.Parts[i].Key, err)
+		}
+	}
+	if again := Plan(c.store.Snapshot(), c.now); !again.Empty() {
+		c.out.WriteString("a second plan is not empty:\n")
+		c.printPlan(&again)
+		c.t.Errorf("a second plan is not empty:\n%s", c.out.String())
+	}
+	return p
+}
+
+func (c *cluster) settle() {
+	c.t.Helper()
+	for range 100 {
+		p := c.plan()
+		moved := false
+		for _, t := range c.store.Snapshot().Tasks() {
+			switch {
+			case t.Node == "" || t.Status.State.Terminal() || t.Status.State == spec.TaskPending:
+			case t.Desired != spec.DesiredRunning:
+				moved = c.tell(t, spec.TaskStatus{State: spec.TaskStopped}) || moved
+			case !t.Ready():
+				moved = c.tell(t, spec.TaskStatus{State: spec.TaskRunning, Health: spec.HealthHealthy, Started: 1}) || moved
+			}
+		}
+		if p.Empty() && !moved {
+			return
+		}
+	}
+	c.t.Fatal("does not settle")
+}
+
+func (c *cluster) tell(t *spec.Task, s spec.TaskStatus) bool {
+	return c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: t.Node, Tasks: []spec.TaskReport{{Task: t.ID, Status: s}}}}}}).Changed
+}
+
+// report finds the newest task of a name that is not over.
+func (c *cluster) report(name string, state spec.TaskState, rest string) {
+	c.t.Helper()
+	s := spec.TaskStatus{State: state, Since: c.now, Started: 1}
+	switch {
+	case state == spec.TaskRunning:
+		s.Health = spec.HealthState(rest)
+	case state == spec.TaskFailed:
+		s.Attempts = []spec.Attempt{{Number: 1, Started: c.now, Ended: c.now, ExitCode: 1, LastLog: []string{rest}}}
+		s.Reason = "exit 1"
+	default:
+		s.Reason = rest
+	}
+	for _, t := range slices.Backward(c.store.Snapshot().Tasks()) {
+		if string(t.ID) == name || !t.Status.State.Terminal() && c.name(t) == name {
+			if !c.tell(t, s) {
+				c.t.Fatalf("the report of %s changed nothing", name)
+			}
+			return
+		}
+	}
+	c.t.Fatalf("no task %s", name)
+}
+
+func (c *cluster) name(t *spec.Task) string {
+	return spec.TaskName(t, strings.TrimPrefix(string(t.Node), "id-"))
+}
+
+func (c *cluster) taskLine(t *spec.Task) string {
+	s := fmt.Sprintf("%s %s on %q %s/%s", t.ID, c.name(t), strings.TrimPrefix(string(t.Node), "id-"), t.Status.State, t.Desired)
+	for _, a := range t.Addresses {
+		s += " " + a.IP
+	}
+	for _, b := range t.Volumes {
+		s += " " + b.Name + ":" + b.Target
+	}
+	if !t.NotBefore.IsZero() {
+		s += " not before " + t.NotBefore.Format("15:04:05.000")
+	}
+	if t.Status.Reason != "" {
+		s += " (" + t.Status.Reason + ")"
+	}
+	return s
+}
+
+func (c *cluster) printPlan(p *spec.Plan) {
+	for _, part := range p.Parts {
+		c.printf("[%s]\n", part.Key)
+		for _, r := range part.Reads {
+			c.printf("  reads %s %s@%d\n", r.Kind, r.Key, r.Version)
+		}
+		for _, n := range part.Networks {
+			c.printf("  number %s %s via %s vni %d\n", n.ID, n.Subnet, n.Gateway, n.VNI)
+		}
+		for _, v := range part.Volumes {
+			c.printf("  volume %s of %s/%s\n", v.Name, v.Service, v.Slot)
+		}
+		for _, h := range part.Homes {
+			c.printf("  home %s on %s\n", h.Name, h.Node)
+		}
+		for _, t := range part.Create {
+			c.printf("  + %s\n", c.taskLine(&t))
+		}
+		for _, x := range part.Change {
+			c.printf("  ~ %s\n", strings.TrimSpace(changeLine(&x)))
+		}
+		for _, id := range part.Remove {
+			c.printf("  - %s\n", id)
+		}
+		if s := part.Service; s != nil {
+			for _, port := range s.Ports {
+				c.printf("  port %d for %d/%s %s\n", port.Published, port.Target, port.Protocol, port.Mode)
+			}
+			if s.Update != nil {
+				c.printf("  update %s %s\n", s.Update.State, s.Update.Message)
+			}
+		}
+		c.printf("%s", removals(&part))
+	}
+	if p.Empty() {
+		c.printf("nothing to do\n")
+	}
+	if !p.Next.IsZero() {
+		c.printf("next %s\n", p.Next.Format("15:04:05.000"))
+	}
+}
+
+func removals(p *spec.Part) string {
+	s := ""
+	for _, id := range p.RemoveNetworks {
+		s += fmt.Sprintf("  remove network %s\n", id)
+	}
+	for _, id := range p.RemoveVolumes {
+		s += fmt.Sprintf("  remove volume %s\n", id)
+	}
+	for range p.RemoveRevisions {
+		s += "  remove revision\n"
+	}
+	for _, id := range p.RemoveContents {
+		s += fmt.Sprintf("  remove content %s\n", id)
+	}
+	return s
+}
+
+func changeLine(x *spec.TaskChange) string {
+	s := string(x.Task)
+	for _, kv := range [][2]string{{"desired", string(x.Desired)}, {"state", string(x.State)}, {"node", string(x.Node)}, {"reason", x.Reason}, {"why", x.Why}} {
+		if kv[1] != "" {
+			s += fmt.Sprintf(" %s=%q", kv[0], kv[1])
+		}
+	}
+	for _, a := range x.Addresses {
+		s += " " + a.IP
+	}
+	return s
+}
+
+func (c *cluster) printPreview(p *Preview) {
+	for _, x := range p.Changes {
+		c.printf("  %s %s %s\n", x.Action, x.Kind, x.Name)
+		if x.Action != "update" {
+			continue
+		}
+		for _, f := range x.Fields {
+			c.printf("    %s: %q -> %q\n", f.Path, f.Old, f.New)
+		}
+	}
+	for _, x := range p.Tasks {
+		c.printf("  %s task %s on %q: %s\n", x.Action, x.Name, x.Node, x.Why)
+	}
+	for _, n := range p.Notes {
+		c.printf("  note: %s\n", n)
+	}
+	if len(p.Changes)+len(p.Tasks) == 0 {
+		c.printf("  no changes\n")
+	}
+}
+
+func (c *cluster) printWanted(node string) {
+	w := Wanted(c.store.Snapshot(), nodeID(node))
+	for _, t := range w.Tasks {
+		c.printf("  task %s\n", c.taskLine(&t))
+	}
+	for _, id := range slices.Sorted(maps.Keys(w.Revisions)) {
+		c.printf("  revision of %s\n", w.Revisions[id].Image)
+	}
+	for _, v := range w.Volumes {
+		c.printf("  volume %s %s\n", v.ID, v.Name)
+	}
+	c.printf("  remove volumes %v keep logs %v networks %v\n", w.RemoveVolumes, w.KeepLogs, w.Networks)
+}
+
+func (c *cluster) printNetwork(n *spec.HostNetwork) {
+	c.printf("  network %s %s %s host %d\n", n.Network.Name, n.Network.Subnet, n.Network.Gateway, n.HostNumber)
+	for _, e := range n.Tasks {
+		c.printf("    task %s %s %s %s\n", e.Task, e.Name, e.IP, e.MAC)
+	}
+	for _, x := range n.Names {
+		c.printf("    name %s %v\n", x.Name, x.Addresses)
+	}
+	for _, p := range n.Ports {
+		c.printf("    port %s:%d/%s of %s to %v\n", p.HostIP, p.Port, p.Protocol, p.Owner, p.Targets)
+	}
+}

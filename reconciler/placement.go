@@ -1,0 +1,290 @@
+package reconciler
+
+import (
+	"encoding/hex"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"wherry.dev/overlay/ipam"
+	"wherry.dev/scheduler"
+	"wherry.dev/spec"
+)
+
+// attached is an attachment of a template, resolved.
+type attached struct {
+	name string        // cluster-wide
+	net  *spec.Network // nil: does not exist
+}
+
+// attachments resolves the networks of a template, in its order. A task has
+// its addresses in the same order.
+func (v *view) attachments(stack string, t *spec.Template) []attached {
+	if t.NetworkMode != "" {
+		return nil
+	}
+	out := make([]attached, 0, len(t.Networks))
+	for _, a := range t.Networks {
+		name := v.networkName(stack, a.Network)
+		out = append(out, attached{name: name, net: v.networks[name]})
+	}
+	return out
+}
+
+// volumeMount is a volume mount of a template, resolved.
+type volumeMount struct {
+	target    string
+	name      string // cluster-wide; empty for an anonymous one, whose name depends on the place
+	anonymous bool
+}
+
+func (v *view) volumeMounts(stack string, t *spec.Template) []volumeMount {
+	var out []volumeMount
+	for _, m := range t.Mounts {
+		switch {
+		case m.Type != spec.MountVolume:
+		case m.Source == "":
+			out = append(out, volumeMount{target: m.Target, anonymous: true})
+		default:
+			out = append(out, volumeMount{target: m.Target, name: v.volumeName(stack, m.Source)})
+		}
+	}
+	return out
+}
+
+// homeless reports whether the data of a volume is elsewhere than on the nodes
+// that mount it, so that every node can.
+func homeless(v *spec.Volume) bool {
+	kind := strings.ToLower(v.Spec.DriverOpts["type"])
+	for _, k := range []string{"nfs", "cifs", "smb", "ceph", "glusterfs", "9p"} {
+		if strings.HasPrefix(kind, k) {
+			return true
+		}
+	}
+	return false
+}
+
+// anonymousPrefix begins the names of the anonymous volumes of a place. It
+// holds the ID of the service, so that a later service of the same name does
+// not find the data of an earlier one.
+func anonymousPrefix(svc *spec.Service, place string) string {
+	return fmt.Sprintf("%s_%s.%s.%s.", svc.Stack, svc.Name, svc.ID, place)
+}
+
+func anonymousName(svc *spec.Service, place, target string) string {
+	h := fnv.New64a()
+	h.Write([]byte(target))
+	return anonymousPrefix(svc, place) + hex.EncodeToString(h.Sum(nil))[:10]
+}
+
+// classOf collects what the placement of a service's tasks depends on.
+func (p *planner) classOf(svc *spec.Service, ports []spec.Port, mounts []volumeMount) scheduler.Class {
+	t := &svc.Spec.Template
+	c := scheduler.Class{
+		Service: svc.Key(), CPUs: t.Resources.ReserveCPUs, Memory: t.Resources.ReserveMemory,
+		Platform: t.Platform, Ports: hostPorts(ports),
+		MaxPerNode: svc.Spec.Placement.MaxPerNode,
+	}
+	for _, text := range svc.Spec.Placement.Constraints {
+		k, err := spec.ParseConstraint(text)
+		if err != nil {
+			c.Invalid = err.Error()
+			continue
+		}
+		c.Constraints = append(c.Constraints, k)
+	}
+	for _, text := range svc.Spec.Placement.Spread {
+		key, err := spec.ParseSpread(text)
+		if err != nil {
+			c.Invalid = err.Error()
+			continue
+		}
+		c.Spread = append(c.Spread, key)
+	}
+	for _, task := range p.tasks[svc.Key()] {
+		if failed(task) && task.Revision == svc.Revision && task.Node != "" {
+			if c.Failures == nil {
+				c.Failures = map[spec.NodeID]int{}
+			}
+			c.Failures[task.Node]++
+		}
+	}
+	if svc.Spec.Mode != spec.Global {
+		p.bindHomes(&c, mounts)
+	}
+	return c
+}
+
+// bindHomes limits a replicated service to where its volumes are.
+func (p *planner) bindHomes(c *scheduler.Class, mounts []volumeMount) {
+	c.Homes, c.Together = nil, false
+	for _, m := range mounts {
+		v := p.volumes[m.name]
+		switch {
+		case m.anonymous || v == nil || homeless(v):
+		case len(p.homes[m.name]) == 0:
+			c.Together = true
+		default:
+			c.Homes = append(c.Homes, scheduler.Homes{Volume: m.name, Nodes: p.homes[m.name]})
+		}
+	}
+}
+
+// placeAll gives nodes to tasks that wait for one, existing or new, in order.
+func (s *pass) placeAll(tasks []*spec.Task) {
+	if len(tasks) == 0 {
+		return
+	}
+	if why := s.missing(); why != "" {
+		for _, t := range tasks {
+			s.reason(t, why)
+		}
+		return
+	}
+	if s.svc.Spec.Mode == spec.Global {
+		for _, t := range tasks {
+			why := s.board.Fits(&s.class, t.Node)
+			if why == "" {
+				s.board.Book(s.class.Booking(t.Node))
+				why = s.assign(t, t.Node)
+			}
+			if why != "" {
+				s.reason(t, scheduler.Counted([]string{why}, map[string]int{why: 1}))
+			}
+		}
+		return
+	}
+	for i, got := range s.board.Place(&s.class, len(tasks)) {
+		why := got.Reason
+		if why == "" {
+			why = s.assign(tasks[i], got.Node)
+		}
+		if why != "" {
+			s.reason(tasks[i], why)
+		}
+	}
+	s.bindHomes(&s.class, s.mounts)
+}
+
+// missing says what no task of the service can do without, or "".
+func (s *pass) missing() string {
+	if s.snap.Revision(s.svc.Revision) == nil {
+		return "revision " + string(s.svc.Revision) + " does not exist"
+	}
+	for _, a := range s.nets {
+		if a.net == nil {
+			return "network " + a.name + " does not exist"
+		}
+		if s.numbered[a.net.ID] == nil {
+			return s.troubles[a.net.ID]
+		}
+	}
+	for _, m := range s.mounts {
+		if m.anonymous {
+			continue
+		}
+		if v := s.volumes[m.name]; v == nil {
+			return "volume " + m.name + " does not exist"
+		} else if v.Removing {
+			return "volume " + m.name + " is being removed"
+		}
+	}
+	return ""
+}
+
+// assign gives a task its node, addresses and volumes. It returns a reason
+// when the node cannot be used after all, and then takes the booking back.
+func (s *pass) assign(t *spec.Task, node spec.NodeID) (why string) {
+	addresses, why := s.takeAddresses()
+	var volumes []spec.VolumeBinding
+	if why == "" {
+		volumes, why = s.bindVolumes(t, node)
+	}
+	if why != "" {
+		s.board.Release(s.class.Booking(node))
+		return why
+	}
+	s.read(&s.part, spec.KindNode, string(node), s.nodes[node].Version)
+	for _, a := range s.nets {
+		s.read(&s.part, spec.KindNetwork, string(a.net.ID), a.net.Version)
+	}
+	if t.ID == "" {
+		t.Node, t.Addresses, t.Volumes = node, addresses, volumes
+		t.Status.State, t.Status.Reason = spec.TaskAssigned, ""
+		return ""
+	}
+	c := s.change(t)
+	c.Node, c.Addresses, c.Volumes, c.Reason = node, addresses, volumes, ""
+	return ""
+}
+
+func (s *pass) takeAddresses() ([]spec.Address, string) {
+	var out []spec.Address
+	for _, a := range s.nets {
+		n := s.numbered[a.net.ID]
+		ip, err := s.addresses(n).Take()
+		if err != nil {
+			return nil, err.Error()
+		}
+		subnet, _ := subnetOf(n)
+		out = append(out, spec.Address{
+			Network: n.ID, IP: netip.PrefixFrom(ip, subnet.Bits()).String(), MAC: ipam.MAC(ip),
+		})
+	}
+	return out, ""
+}
+
+// bindVolumes resolves the volume mounts for a task on a node, makes anonymous
+// volumes, and adds homes.
+func (s *pass) bindVolumes(t *spec.Task, node spec.NodeID) ([]spec.VolumeBinding, string) {
+	place := t.Place()
+	if t.Slot == 0 {
+		place = string(node)
+	}
+	out := make([]spec.VolumeBinding, 0, len(s.mounts))
+	for _, m := range s.mounts {
+		if m.anonymous {
+			m.name = anonymousName(s.svc, place, m.target)
+			if v := s.volumes[m.name]; v != nil && v.Removing {
+				return nil, "volume " + m.name + " is being removed"
+			}
+		}
+		out = append(out, spec.VolumeBinding{Target: m.target, Name: m.name})
+	}
+	for i, m := range s.mounts {
+		s.useVolume(out[i].Name, m.anonymous, place, node)
+		if v := s.volumes[out[i].Name]; v != nil {
+			out[i].ID = v.ID
+		}
+	}
+	return out, ""
+}
+
+// useVolume makes sure that a volume exists and has the node as a home.
+func (s *pass) useVolume(name string, anonymous bool, place string, node spec.NodeID) {
+	v := s.volumes[name]
+	switch {
+	case v != nil:
+		s.read(&s.part, spec.KindVolume, name, v.Version)
+	case !slices.ContainsFunc(s.part.Volumes, func(v spec.Volume) bool { return v.Name == name }):
+		s.read(&s.part, spec.KindVolume, name, 0)
+		s.part.Volumes = append(s.part.Volumes, spec.Volume{
+			Stack: s.svc.Stack, Name: name, Anonymous: anonymous, Service: s.svc.Name, Slot: place,
+		})
+	}
+	if v != nil && homeless(v) || slices.Contains(s.homes[name], node) {
+		return
+	}
+	s.homes[name] = append(slices.Clone(s.homes[name]), node)
+	s.part.Homes = append(s.part.Homes, spec.VolumeHome{Name: name, Node: node})
+}
+
+// numberedOr returns a network with the numbers of this plan.
+func (p *planner) numberedOr(n *spec.Network) *spec.Network {
+	if m := p.numbered[n.ID]; m != nil {
+		return m
+	}
+	return n
+}

@@ -1,0 +1,175 @@
+package reconciler
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"wherry.dev/cluster/store"
+	"wherry.dev/overlay/ipam"
+	"wherry.dev/scheduler"
+	"wherry.dev/spec"
+)
+
+// maxPart bounds the tasks that one part touches, so that a part is well below
+// the size of a log entry. What is left over follows in the next plan.
+const maxPart = 400
+
+// Plan returns what has to change so that the tasks become what users
+// declared, as far as it can be decided now. It is a pure function: the same
+// snapshot and time give the same bytes. After the plan was applied, Plan of
+// the new state is empty unless something happened in between or Next has come.
+func Plan(s *store.Snapshot, now time.Time) spec.Plan {
+	return newPlanner(s, now.Round(0).UTC()).run()
+}
+
+// planner is one Plan at work. What the plan has given away so far is in its
+// fields, so that no two parts give the same thing twice.
+type planner struct {
+	*view
+	plan  spec.Plan
+	board *scheduler.Board
+	// numbered holds networks with numbers, those of this plan included, by
+	// ID; troubles holds why a network has none.
+	numbered map[spec.NetworkID]*spec.Network
+	troubles map[spec.NetworkID]string
+	ranges   map[spec.NetworkID]*ipam.Range
+	byNet    map[spec.NetworkID][]*spec.Task // tasks with an address, by ID
+	// homes of volumes by name, those of this plan included.
+	homes     map[string][]spec.NodeID
+	stackRevs map[string][]*spec.StackRevision // kept ones by stack, as far as asked for
+	// touched are the objects that an earlier part of this plan changes: a
+	// later part cannot ask for the version they had.
+	touched map[spec.Read]bool
+	// over are tasks that this plan ends for good, reaped those whose rows it
+	// removes: what only they used can go in the same plan.
+	// ended are all that it wants no longer.
+	over, reaped, ended map[spec.TaskID]bool
+	// eager starts all replacements of an update at once and never waits for
+	// readiness. Only previews do, which want to see the whole update.
+	eager bool
+}
+
+func newPlanner(s *store.Snapshot, now time.Time) *planner {
+	p := &planner{
+		view:      newView(s, now),
+		plan:      spec.Plan{Index: s.Index()},
+		numbered:  map[spec.NetworkID]*spec.Network{},
+		troubles:  map[spec.NetworkID]string{},
+		ranges:    map[spec.NetworkID]*ipam.Range{},
+		byNet:     map[spec.NetworkID][]*spec.Task{},
+		homes:     map[string][]spec.NodeID{},
+		touched:   map[spec.Read]bool{},
+		stackRevs: map[string][]*spec.StackRevision{},
+		over:      map[spec.TaskID]bool{},
+		reaped:    map[spec.TaskID]bool{},
+		ended:     map[spec.TaskID]bool{},
+	}
+	p.board = scheduler.NewBoard(p.nodeList)
+	for _, t := range p.all {
+		for _, a := range t.Addresses {
+			p.byNet[a.Network] = append(p.byNet[a.Network], t)
+		}
+		if !t.Status.State.Terminal() && t.Node != "" && t.Status.State != spec.TaskPending {
+			p.board.Book(p.booking(t))
+		}
+	}
+	for name, v := range p.volumes {
+		p.homes[name] = v.Homes
+	}
+	return p
+}
+
+// run makes the passes in order.
+func (p *planner) run() spec.Plan {
+	p.numberNetworks()
+	ports := p.choosePorts()
+	for _, svc := range p.inOrder() {
+		p.service(svc, ports[svc.Key()])
+	}
+	p.endGoneServices()
+	p.reapVolumes()
+	p.reapNetworks()
+	p.reapRevisions()
+	p.reapContents()
+	return p.plan
+}
+
+// inOrder returns the services, each behind those that it depends on, so that
+// a start order is judged by what this plan does with the dependencies.
+func (p *planner) inOrder() []*spec.Service {
+	out := make([]*spec.Service, 0, len(p.services))
+	seen := map[string]bool{}
+	var visit func(*spec.Service)
+	visit = func(svc *spec.Service) {
+		if svc == nil || seen[svc.Key()] {
+			return
+		}
+		seen[svc.Key()] = true
+		for _, d := range svc.Spec.DependsOn {
+			visit(p.byKey[spec.ServiceKey(svc.Stack, d.Service)])
+		}
+		out = append(out, svc)
+	}
+	for _, svc := range p.services {
+		visit(svc)
+	}
+	return out
+}
+
+// booking is what a task that exists takes from its node.
+func (p *planner) booking(t *spec.Task) scheduler.Booking {
+	b := scheduler.Booking{Node: t.Node, Service: serviceKey(t)}
+	if tmpl := p.template(t.Revision); tmpl != nil {
+		b.CPUs, b.Memory = tmpl.Resources.ReserveCPUs, tmpl.Resources.ReserveMemory
+	}
+	if svc := p.byKey[b.Service]; svc != nil {
+		b.Ports = hostPorts(svc.Ports)
+	}
+	return b
+}
+
+// wake asks for another pass at t at the latest.
+func (p *planner) wake(t time.Time) {
+	if p.plan.Next.IsZero() || t.Before(p.plan.Next) {
+		p.plan.Next = t
+	}
+}
+
+// emit adds a part that has something in it, its reads in a fixed order.
+func (p *planner) emit(part spec.Part) {
+	if partEmpty(&part) {
+		return
+	}
+	slices.SortFunc(part.Reads, func(a, b spec.Read) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Key, b.Key))
+	})
+	part.Reads = slices.Compact(part.Reads)
+	for i := range part.Networks {
+		p.touched[spec.Read{Kind: spec.KindNetwork, Key: string(part.Networks[i].ID)}] = true
+	}
+	for i := range part.Volumes {
+		p.touched[spec.Read{Kind: spec.KindVolume, Key: part.Volumes[i].Name}] = true
+	}
+	for _, h := range part.Homes {
+		p.touched[spec.Read{Kind: spec.KindVolume, Key: h.Name}] = true
+	}
+	p.plan.Parts = append(p.plan.Parts, part)
+}
+
+func partEmpty(p *spec.Part) bool {
+	return len(p.Networks) == 0 && len(p.Volumes) == 0 && len(p.Homes) == 0 && len(p.Create) == 0 &&
+		len(p.Change) == 0 && len(p.Remove) == 0 && p.Service == nil && len(p.RemoveNetworks) == 0 &&
+		len(p.RemoveVolumes) == 0 && len(p.RemoveRevisions) == 0 && len(p.RemoveContents) == 0
+}
+
+// partSize is the number of tasks that a part touches.
+func partSize(p *spec.Part) int { return len(p.Create) + len(p.Change) + len(p.Remove) }
+
+// read notes that a part stands on an object at a version, unless an earlier
+// part of this plan moves it.
+func (p *planner) read(part *spec.Part, kind spec.ObjectKind, key string, version uint64) {
+	if !p.touched[spec.Read{Kind: kind, Key: key}] {
+		part.Reads = append(part.Reads, spec.Read{Kind: kind, Key: key, Version: version})
+	}
+}

@@ -1,0 +1,535 @@
+package reconciler
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"wherry.dev/scheduler"
+	"wherry.dev/spec"
+)
+
+// settle ends the tasks of a place that must not go on, whatever else
+// happens: those of nodes that are gone or drained, those that a better one
+// stands in for, and outdated ones that never got a node.
+func (s *pass) settle(pl *place) {
+	for _, t := range slices.Clone(pl.ending) {
+		if s.endState(t) != "" {
+			s.end(pl, t, t.Desired, s.whyLost(t))
+		}
+	}
+	for _, t := range slices.Clone(pl.live) {
+		n := s.nodes[t.Node]
+		switch {
+		case t.Status.State == spec.TaskPending:
+			if s.outdated(t) != "" || (n == nil && t.Node != "") || (n != nil && !pl.fillable) {
+				s.end(pl, t, spec.DesiredStopped, cmp.Or(s.outdated(t), "the node takes no tasks"))
+			}
+		case n == nil:
+			s.end(pl, t, spec.DesiredStopped, s.whyLost(t))
+		case n.Availability == spec.NodeDrain:
+			s.end(pl, t, spec.DesiredStopped, "node "+s.nodeName(t.Node)+" is drained")
+		}
+	}
+	s.settleSurplus(pl)
+}
+
+func (s *pass) whyLost(t *spec.Task) string {
+	if s.nodes[t.Node] == nil && t.Node != "" {
+		return "node " + string(t.Node) + " does not exist any more"
+	}
+	if t.Node != "" {
+		return "node " + s.nodeName(t.Node) + " is down"
+	}
+	return "the task has no node"
+}
+
+// settleSurplus leaves one live task per place, or two while one takes over
+// from the other.
+func (s *pass) settleSurplus(pl *place) {
+	if len(pl.live) < 2 {
+		return
+	}
+	next := last(pl.live, func(t *spec.Task) bool { return s.outdated(t) == "" })
+	if next != nil && s.serves(next) {
+		s.endOthers(pl, next)
+		return
+	}
+	old := last(pl.live, func(t *spec.Task) bool { return t != next && s.serves(t) })
+	if old == nil {
+		old = last(pl.live, func(t *spec.Task) bool { return t != next })
+	}
+	if next == nil {
+		s.endOthers(pl, old)
+		return
+	}
+	s.endOthers(pl, old, next)
+}
+
+func (s *pass) endOthers(pl *place, keep ...*spec.Task) {
+	for _, t := range slices.Clone(pl.live) {
+		if !slices.Contains(keep, t) {
+			s.end(pl, t, spec.DesiredStopped, cmp.Or(s.outdated(t), "another task has taken over"))
+		}
+	}
+}
+
+// last returns the newest task that fits; tasks are in order of ID.
+func last(list []*spec.Task, fits func(*spec.Task) bool) *spec.Task {
+	for _, t := range slices.Backward(list) {
+		if fits(t) {
+			return t
+		}
+	}
+	return nil
+}
+
+// outdated says why a task is not what the service wants now, or "".
+func (s *pass) outdated(t *spec.Task) string {
+	if t.Revision != s.svc.Revision {
+		return s.whyRevision(t)
+	}
+	if t.Status.State == spec.TaskPending {
+		return ""
+	}
+	if n := s.nodes[t.Node]; n != nil && !scheduler.Satisfies(&s.class, n) {
+		return "node " + s.nodeName(t.Node) + " does not fit the service any more"
+	}
+	return cmp.Or(s.misaddressed(t), s.misbound(t))
+}
+
+// whyRevision names the field that people look at first.
+func (s *pass) whyRevision(t *spec.Task) string {
+	old := s.template(t.Revision)
+	if old == nil {
+		return "the service has changed"
+	}
+	if old.Image != s.tmpl.Image {
+		return fmt.Sprintf("image %s becomes %s", old.Image, s.tmpl.Image)
+	}
+	paths := diffPaths(old, s.tmpl)
+	if len(paths) == 0 {
+		return "the service has changed"
+	}
+	const show = 3
+	more := ""
+	if len(paths) > show {
+		more = fmt.Sprintf(" and %d more", len(paths)-show)
+		paths = paths[:show]
+	}
+	return strings.Join(paths, ", ") + more + " changed"
+}
+
+// misaddressed says whether a task's addresses are not on the networks that
+// the service names now: a network was renumbered, or its name means another.
+func (s *pass) misaddressed(t *spec.Task) string {
+	if len(t.Addresses) != len(s.nets) {
+		return "its networks have changed"
+	}
+	for i, a := range t.Addresses {
+		n := s.nets[i].net
+		if n == nil {
+			continue // nothing better is known
+		}
+		ip, ok := ipOf(a)
+		subnet, known := subnetOf(s.numberedOr(n))
+		if a.Network != n.ID || known && (!ok || !subnet.Contains(ip)) {
+			return "network " + n.Name + " has changed"
+		}
+	}
+	return ""
+}
+
+// misbound says whether a volume mount means another volume now.
+func (s *pass) misbound(t *spec.Task) string {
+	for _, m := range s.mounts {
+		if m.anonymous {
+			continue
+		}
+		for _, b := range t.Volumes {
+			if b.Target == m.target && b.Name != m.name {
+				return "volume " + b.Name + " becomes " + m.name
+			}
+		}
+	}
+	return ""
+}
+
+// fill makes a task for a place that has none, and returns it when it may be
+// placed at once.
+func (s *pass) fill(pl *place) *spec.Task {
+	if s.leaveDownNode(pl) {
+		s.startIn(pl)
+		return nil
+	}
+	if !pl.fillable || len(pl.live) > 0 || s.settled(pl) {
+		return nil
+	}
+	// What is stopping must be gone first where two cannot be together; else
+	// one may still be on its way out.
+	if len(pl.ending) > 1 || len(pl.ending) == 1 && s.stopFirst(pl.ending[0]) {
+		return nil
+	}
+	if partSize(&s.part) >= maxPart {
+		s.wake(s.now)
+		return nil
+	}
+	return s.create(pl)
+}
+
+// create adds a new task to a place. It is returned when nothing but a node is
+// missing.
+func (s *pass) create(pl *place) *spec.Task {
+	t := &spec.Task{
+		Stack: s.svc.Stack, Service: s.svc.Name, Slot: pl.slot, Node: pl.node,
+		Revision: s.svc.Revision, Desired: spec.DesiredRunning,
+		Status: spec.TaskStatus{State: spec.TaskPending, Since: s.now},
+	}
+	why := ""
+	if l := newest(pl.over); l != nil && l.Revision == s.svc.Revision {
+		if d := backoff(l, s.tmpl.Restart); d > 0 {
+			t.NotBefore = s.now.Add(d).Round(0)
+			why = "replaces task " + string(l.ID) + ", which ended: " + ending(l)
+		}
+	}
+	for _, o := range pl.over {
+		if o.Desired == spec.DesiredRunning {
+			s.change(o).Desired = spec.DesiredStopped
+			s.change(o).Why = cmp.Or(s.change(o).Why, "a new task takes its place")
+		}
+	}
+	pl.fresh = t
+	if s.now.Before(t.NotBefore) {
+		s.wake(t.NotBefore)
+		t.Status.Reason = fmt.Sprintf("waits until %s, %s", t.NotBefore.Add(time.Second-1).UTC().Format("15:04:05 MST"), why)
+		return nil
+	}
+	if t.Status.Reason = s.gate(pl); t.Status.Reason != "" {
+		return nil
+	}
+	return t
+}
+
+// leaveDownNode gives up a task on a node that is down when its place can be
+// filled on another one. Otherwise the task stays: its container may well be
+// running, and nothing would be gained.
+func (s *pass) leaveDownNode(pl *place) bool {
+	if pl.slot == 0 || len(pl.live) != 1 || !s.isDown(pl.live[0]) {
+		return false
+	}
+	t := pl.live[0]
+	s.board.Release(s.booking(t))
+	if s.room(pl) != "" {
+		s.board.Book(s.booking(t))
+		return false
+	}
+	s.end(pl, t, spec.DesiredStopped, s.whyLost(t))
+	return true
+}
+
+func (s *pass) isDown(t *spec.Task) bool {
+	n := s.nodes[t.Node]
+	return n != nil && n.State != spec.NodeReady && t.Status.State != spec.TaskPending
+}
+
+// pending returns the tasks of a place that wait for a node and may have one,
+// and keeps the reasons of the others true.
+func (s *pass) pending(pl *place) []*spec.Task {
+	var out []*spec.Task
+	for _, t := range pl.live {
+		if t.Status.State != spec.TaskPending {
+			continue
+		}
+		if s.now.Before(t.NotBefore) {
+			s.wake(t.NotBefore)
+			continue
+		}
+		if why := s.gate(pl); why != "" {
+			s.reason(t, why)
+			continue
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+// reason sets the reason of a pending task when it is another one.
+func (s *pass) reason(t *spec.Task, why string) {
+	if t.ID == "" {
+		t.Status.Reason = why
+	} else if t.Status.Reason != why {
+		s.change(t).Reason = why
+	}
+}
+
+// stopFirst reports whether an old task of a place must be over before the
+// next one starts: both would write one volume or listen on one port.
+func (s *pass) stopFirst(old *spec.Task) bool {
+	if s.tmpl.NetworkMode == "host" || len(s.class.Ports) > 0 ||
+		slices.ContainsFunc(s.mounts, func(m volumeMount) bool { return !m.anonymous }) {
+		return true
+	}
+	if tmpl := s.template(old.Revision); tmpl != nil && tmpl.NetworkMode == "host" {
+		return true
+	}
+	return slices.ContainsFunc(old.Volumes, func(b spec.VolumeBinding) bool {
+		v := s.volumes[b.Name]
+		return v == nil || !v.Anonymous
+	})
+}
+
+// settled reports whether the last task of an empty place was the last one: it
+// ended by itself and its restart policy asks for no other.
+func (s *pass) settled(pl *place) bool {
+	t := newest(pl.over)
+	if t == nil || t.Revision != s.svc.Revision || t.Status.Started == 0 && t.Status.State != spec.TaskComplete {
+		return false // of another revision, or has never run
+	}
+	switch s.tmpl.Restart.Condition {
+	case spec.RestartNone:
+		return t.Status.State == spec.TaskComplete || t.Status.State == spec.TaskFailed ||
+			t.Status.State == spec.TaskRejected || t.Status.State == spec.TaskLost
+	case spec.RestartOnFailure:
+		return t.Status.State == spec.TaskComplete
+	}
+	return false
+}
+
+// update replaces outdated tasks, one place at a time, and goes on to the next
+// only when the last replacement serves.
+func (s *pass) update() {
+	var todo []*place
+	for _, pl := range s.places {
+		switch {
+		case s.replaceable(pl):
+			if !s.isDown(pl.live[0]) && pl.fillable {
+				todo = append(todo, pl)
+			}
+		case !s.eager && s.busy(pl):
+			return
+		}
+	}
+	// A task that does not serve is replaced first: that costs nothing.
+	slices.SortStableFunc(todo, func(a, b *place) int {
+		return cmp.Compare(b2i(s.serves(a.live[0])), b2i(s.serves(b.live[0])))
+	})
+	if s.failing() != nil {
+		return
+	}
+	for _, pl := range todo {
+		if s.replace(pl) && !s.eager {
+			return
+		}
+	}
+}
+
+// replaceable reports whether all that a place has is one outdated task.
+func (s *pass) replaceable(pl *place) bool {
+	return len(pl.live) == 1 && len(pl.ending) == 0 && pl.fresh == nil && s.outdated(pl.live[0]) != ""
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// busy reports whether something is still under way at a place. A task that
+// finds no node, or whose node is down, is not: an update does not wait for it.
+func (s *pass) busy(pl *place) bool {
+	if len(pl.ending) > 0 {
+		return true
+	}
+	if pl.fresh != nil {
+		return pl.fresh.Status.State != spec.TaskPending || s.now.Before(pl.fresh.NotBefore) || s.gate(pl) != ""
+	}
+	switch len(pl.live) {
+	case 0:
+		return pl.fillable && !s.settled(pl)
+	case 1:
+		t := pl.live[0]
+		if t.Status.State == spec.TaskPending {
+			return s.placed(t) || s.now.Before(t.NotBefore) || s.gate(pl) != ""
+		}
+		return !s.serves(t) && !s.isDown(t)
+	}
+	return true
+}
+
+// placed reports whether this part gives a node to a task that waits for one.
+func (s *pass) placed(t *spec.Task) bool {
+	return slices.ContainsFunc(s.part.Change, func(c spec.TaskChange) bool { return c.Task == t.ID && c.Node != "" })
+}
+
+// replace begins the replacement of the one task of a place. It reports false
+// when that is not possible; blocked says why.
+func (s *pass) replace(pl *place) bool {
+	old := pl.live[0]
+	why := s.outdated(old)
+	if s.stopFirst(old) || !s.serves(old) {
+		if pl.blocked = s.roomWithout(pl, old); pl.blocked != "" {
+			return false
+		}
+		s.end(pl, old, spec.DesiredStopped, why)
+		if len(pl.ending) == 1 && s.stopFirst(old) {
+			return true // its successor follows when it is over
+		}
+		s.startIn(pl)
+		return true
+	}
+	if reason := s.room(pl); reason != "" {
+		if pl.blocked = s.roomWithout(pl, old); pl.blocked != "" {
+			return false
+		}
+		s.end(pl, old, spec.DesiredStopped, why+"; there is no room for both at once")
+		s.startIn(pl)
+		return true
+	}
+	s.startIn(pl)
+	return true
+}
+
+// startIn adds a task to a place and gives it a node if it may have one.
+func (s *pass) startIn(pl *place) {
+	if t := s.create(pl); t != nil {
+		s.placeAll([]*spec.Task{t})
+	}
+}
+
+// room says why a task of the service cannot be placed now, or "".
+func (s *pass) room(pl *place) string {
+	return cmp.Or(s.missing(), s.nodeRoom(pl), s.addressRoom(nil))
+}
+
+// roomWithout is room as it will be when the old task is over.
+func (s *pass) roomWithout(pl *place, old *spec.Task) string {
+	s.board.Release(s.booking(old))
+	defer s.board.Book(s.booking(old))
+	return cmp.Or(s.missing(), s.nodeRoom(pl), s.addressRoom(old))
+}
+
+func (s *pass) nodeRoom(pl *place) string {
+	if pl.slot == 0 {
+		return s.board.Fits(&s.class, pl.node)
+	}
+	got := s.board.Place(&s.class, 1)[0]
+	if got.Node != "" {
+		s.board.Release(s.class.Booking(got.Node))
+	}
+	return got.Reason
+}
+
+// addressRoom says which network has no address left, once the old task has
+// given back its own.
+func (s *pass) addressRoom(old *spec.Task) string {
+	for _, a := range s.nets {
+		if old != nil && slices.ContainsFunc(old.Addresses, func(x spec.Address) bool { return x.Network == a.net.ID }) {
+			continue
+		}
+		if _, err := s.addresses(s.numbered[a.net.ID]).Peek(); err != nil {
+			return err.Error()
+		}
+	}
+	return ""
+}
+
+// settleUpdate moves the update status on.
+func (s *pass) settleUpdate() {
+	was := s.svc.Update
+	under := was.State == spec.UpdateUpdating || was.State == spec.UpdatePaused
+	done := true
+	for _, pl := range s.places {
+		for _, t := range slices.Concat(pl.live, pl.ending) {
+			if t.Revision != s.svc.Revision {
+				under = under || t.Desired == spec.DesiredRunning
+			}
+		}
+		done = done && (!pl.fillable || s.current(pl))
+	}
+	if !under {
+		return
+	}
+	next := spec.UpdateStatus{State: spec.UpdateUpdating, Since: s.now}
+	if pl := s.failing(); pl != nil && !done {
+		next.State, next.Message = spec.UpdatePaused, s.whyFailing(pl)
+	} else if done {
+		next.State = spec.UpdateCompleted
+	} else {
+		for _, pl := range s.places {
+			if pl.blocked != "" {
+				next.Message = fmt.Sprintf("task %s cannot be replaced: %s", s.placeName(pl), pl.blocked)
+				break
+			}
+		}
+	}
+	if next.State == was.State {
+		next.Since = was.Since
+	}
+	if next != was {
+		s.serviceChange().Update = &next
+	}
+}
+
+// current reports whether a place is as the service wants it.
+func (s *pass) current(pl *place) bool {
+	if pl.fresh != nil || len(pl.ending) > 0 {
+		return false
+	}
+	if len(pl.live) == 0 {
+		return s.settled(pl)
+	}
+	return len(pl.live) == 1 && s.outdated(pl.live[0]) == "" && s.serves(pl.live[0])
+}
+
+// maxFailures of a replacement in a row pause an update.
+const maxFailures = 3
+
+// failing returns a place at which the current revision has failed too often
+// since the user changed the service, or nil. It matters during updates only.
+func (s *pass) failing() *place {
+	if s.svc.Update.State != spec.UpdateUpdating && s.svc.Update.State != spec.UpdatePaused {
+		return nil
+	}
+	for _, pl := range s.places {
+		if s.current(pl) {
+			continue
+		}
+		if s.failures(pl) >= maxFailures || s.settled(pl) && s.failures(pl) > 0 {
+			return pl
+		}
+	}
+	return nil
+}
+
+// failures counts the newest tasks of a place that failed without another
+// outcome in between.
+func (s *pass) failures(pl *place) int {
+	n := 0
+	for _, t := range slices.Backward(pl.over) {
+		if t.Revision != s.svc.Revision || t.Created.Before(s.svc.Changed) {
+			continue // of an update before this one
+		}
+		if !failed(t) {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+func (s *pass) whyFailing(pl *place) string {
+	t := last(pl.over, func(t *spec.Task) bool { return t.Revision == s.svc.Revision && failed(t) })
+	n := s.failures(pl)
+	times := fmt.Sprintf("%d times", n)
+	if n == 1 {
+		times = "once"
+	}
+	return fmt.Sprintf("task %s failed %s, last: %s", s.placeName(pl), times, ending(t))
+}
+
+func (s *pass) placeName(pl *place) string {
+	return s.taskName(&spec.Task{Stack: s.svc.Stack, Service: s.svc.Name, Slot: pl.slot, Node: pl.node})
+}

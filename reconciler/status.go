@@ -1,0 +1,266 @@
+package reconciler
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"wherry.dev/cluster/store"
+	"wherry.dev/scheduler"
+	"wherry.dev/spec"
+)
+
+// The states of stacks and services, as people see them.
+const (
+	StateRunning  = "running"  // all is as declared
+	StateUpdating = "updating" // on the way, nothing in it failed
+	StateDegraded = "degraded" // less than declared runs
+	StateFailed   = "failed"   // tasks of the current revision do not start
+	StateStopped  = "stopped"  // a stack of which nothing is to run
+)
+
+// StackStatus says where a stack stands.
+type StackStatus struct {
+	Name     string          `json:"name"`
+	State    string          `json:"state"`
+	Revision uint64          `json:"revision"`
+	Version  uint64          `json:"version"`
+	Services []ServiceStatus `json:"services"` // by name
+}
+
+// ServiceStatus says where a service stands.
+type ServiceStatus struct {
+	ID      spec.ServiceID   `json:"id"`
+	Name    string           `json:"name"`
+	Stack   string           `json:"stack"`
+	Mode    spec.ServiceMode `json:"mode"`
+	Desired int              `json:"desired"` // tasks
+	// Running are the ready tasks of the current revision.
+	Running int    `json:"running"`
+	Image   string `json:"image"`
+	State   string `json:"state"`
+	// Message says in one line what is being waited for, or what fails with
+	// its last line of output.
+	Message string            `json:"message,omitempty"`
+	Update  spec.UpdateStatus `json:"update"`
+	Ports   []spec.Port       `json:"ports,omitempty"`
+}
+
+// Status returns where a stack stands; ok is false when there is no such
+// stack. It judges with the rules of the passes and changes nothing.
+func Status(s *store.Snapshot, stack string, now time.Time) (st StackStatus, ok bool) {
+	row := s.Stack(stack)
+	if row == nil {
+		return StackStatus{}, false
+	}
+	st = StackStatus{Name: row.Name, Revision: row.Revision, Version: row.Version, State: StateRunning, Services: []ServiceStatus{}}
+	p := newPlanner(s, now.Round(0).UTC())
+	want := 0
+	for _, svc := range s.ServicesOf(stack) {
+		one := p.status(svc)
+		st.Services = append(st.Services, one)
+		st.State = worse(st.State, one.State)
+		want += one.Desired
+	}
+	if want == 0 && len(st.Services) > 0 && st.State == StateRunning {
+		st.State = StateStopped
+	}
+	return st, true
+}
+
+// worse returns the state that matters more to a person.
+func worse(a, b string) string {
+	order := []string{StateRunning, StateUpdating, StateDegraded, StateFailed}
+	if slices.Index(order, a) > slices.Index(order, b) {
+		return a
+	}
+	return b
+}
+
+// trouble is what is wrong at a place.
+type trouble struct {
+	rank    int // of the states, the highest counts
+	message string
+}
+
+const (
+	fine = iota
+	progressing
+	impaired
+	failing
+)
+
+func (p *planner) status(svc *spec.Service) ServiceStatus {
+	s := &pass{planner: p, svc: svc, tmpl: &svc.Spec.Template}
+	s.nets = p.attachments(svc.Stack, s.tmpl)
+	s.mounts = p.volumeMounts(svc.Stack, s.tmpl)
+	ports := publishedPorts(svc)
+	s.class = p.classOf(svc, ports, s.mounts)
+	s.sortTasks()
+	out := ServiceStatus{
+		ID: svc.ID, Name: svc.Name, Stack: svc.Stack, Mode: svc.Spec.Mode, Image: s.tmpl.Image,
+		Update: svc.Update, Ports: ports,
+	}
+	worst := trouble{}
+	for _, pl := range s.places {
+		if !pl.fillable && len(pl.live) == 0 {
+			continue
+		}
+		out.Desired++
+		for _, t := range pl.live {
+			if t.Revision == svc.Revision && s.serves(t) {
+				out.Running++
+				break
+			}
+		}
+		if tr := s.trouble(pl); tr.rank > worst.rank {
+			worst = tr
+		}
+	}
+	out.State = [...]string{StateRunning, StateUpdating, StateDegraded, StateFailed}[worst.rank]
+	out.Message = worst.message
+	switch svc.Update.State {
+	case spec.UpdateUpdating:
+		out.State = worse(out.State, StateUpdating)
+		out.Message = cmp.Or(out.Message, svc.Update.Message)
+	case spec.UpdatePaused:
+		out.State = worse(out.State, StateDegraded)
+		out.Message = "update paused: " + cmp.Or(svc.Update.Message, out.Message)
+	}
+	if svc.Spec.Mode == spec.Global && out.Desired == 0 {
+		out.State, out.Message = worse(out.State, StateDegraded), cmp.Or(out.Message, "no node fits: "+s.whyNoNode())
+	}
+	return out
+}
+
+// whyNoNode counts why a global service has no place at all.
+func (s *pass) whyNoNode() string {
+	if len(s.nodeList) == 0 {
+		return "the cluster has no nodes"
+	}
+	counts := map[string]int{}
+	var kinds []string
+	for _, n := range s.nodeList {
+		why := s.board.Fits(&s.class, n.ID)
+		if counts[why] == 0 {
+			kinds = append(kinds, why)
+		}
+		counts[why]++
+	}
+	return scheduler.Counted(kinds, counts)
+}
+
+// trouble judges one place.
+func (s *pass) trouble(pl *place) trouble {
+	name := s.placeName(pl)
+	if n, t := s.lost(pl); n > 0 {
+		return trouble{failing, fmt.Sprintf("%s: %s", name, s.lastWords(t))}
+	}
+	if len(pl.live) == 0 {
+		if s.settled(pl) {
+			return trouble{}
+		}
+		if len(pl.ending) > 0 {
+			return trouble{progressing, name + ": waits for task " + string(pl.ending[0].ID) + " to stop"}
+		}
+		return trouble{progressing, name + ": waits to be created"}
+	}
+	t := last(pl.live, func(t *spec.Task) bool { return t.Revision == s.svc.Revision })
+	if t == nil {
+		if s.svc.Update.State == spec.UpdatePaused {
+			return trouble{} // the update says why
+		}
+		return trouble{progressing, name + ": waits to be replaced by the current revision"}
+	}
+	if s.serves(t) {
+		return trouble{}
+	}
+	return s.taskTrouble(name, t)
+}
+
+// taskTrouble judges a task of the current revision that does not serve.
+func (s *pass) taskTrouble(name string, t *spec.Task) trouble {
+	st := &t.Status
+	switch {
+	case st.State == spec.TaskPending && strings.HasPrefix(st.Reason, "waits "):
+		return trouble{progressing, name + ": " + st.Reason}
+	case st.State == spec.TaskPending && st.Reason != "":
+		return trouble{impaired, name + " cannot be placed: " + st.Reason}
+	case st.State != spec.TaskPending && !s.nodeUp(t.Node):
+		return trouble{impaired, name + ": node " + s.nodeName(t.Node) + " is down"}
+	case len(st.Attempts) > 0 && st.Attempts[len(st.Attempts)-1].Failed():
+		return trouble{impaired, name + ": " + s.lastWords(t)}
+	case st.Health == spec.HealthUnhealthy:
+		return trouble{impaired, name + " is unhealthy" + suffix(st.Reason)}
+	case st.State == spec.TaskRunning:
+		return trouble{progressing, name + ": waits to be healthy" + suffix(st.Reason)}
+	}
+	return trouble{progressing, name + " is " + string(st.State) + suffix(st.Reason)}
+}
+
+func suffix(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return ": " + reason
+}
+
+// failedAttempts in a row make a service failed.
+const failedAttempts = 3
+
+// lost counts a place as lost when the node has rejected its last task, or
+// when at least failedAttempts attempts failed in a row, without a success and
+// since the user changed the service. It returns the task that tells why.
+func (s *pass) lost(pl *place) (n int, t *spec.Task) {
+	if s.settled(pl) {
+		if t := newest(pl.over); t.Status.State != spec.TaskComplete && !t.Created.Before(s.svc.Changed) {
+			return 1, t
+		}
+		return 0, nil
+	}
+	tasks := slices.Concat(pl.over, pl.live)
+	slices.SortStableFunc(tasks, func(a, b *spec.Task) int { return compareIDs(string(a.ID), string(b.ID)) })
+	for _, x := range slices.Backward(tasks) {
+		if x.Revision != s.svc.Revision || s.succeeded(x) {
+			break
+		}
+		if x.Status.State == spec.TaskRejected && !x.Created.Before(s.svc.Changed) {
+			return failedAttempts, cmp.Or(t, x)
+		}
+		for _, a := range slices.Backward(x.Status.Attempts) {
+			if !a.Failed() || a.Ended.Before(s.svc.Changed) || s.longRun(&a) {
+				return atLeast(n), t
+			}
+			n++
+			t = cmp.Or(t, x)
+		}
+	}
+	return atLeast(n), t
+}
+
+func atLeast(n int) int {
+	if n < failedAttempts {
+		return 0
+	}
+	return n
+}
+
+// succeeded: the task serves, and has for longer than an attempt that fails at
+// once.
+func (s *pass) succeeded(t *spec.Task) bool {
+	if !s.serves(t) {
+		return false
+	}
+	n := len(t.Status.Attempts)
+	return n == 0 || t.Status.Health == spec.HealthHealthy || s.now.Sub(t.Status.Attempts[n-1].Ended) >= s.goodRun()
+}
+
+func (s *pass) longRun(a *spec.Attempt) bool {
+	return !a.Started.IsZero() && a.Ended.Sub(a.Started) >= s.goodRun()
+}
+
+func (s *pass) goodRun() time.Duration { return cmp.Or(s.tmpl.Restart.Window.D(), defaultGoodRun) }
+
+func (s *pass) lastWords(t *spec.Task) string { return ending(t) }

@@ -1,0 +1,146 @@
+package reconciler
+
+import (
+	"net/netip"
+	"time"
+
+	"wherry.dev/cluster/store"
+	"wherry.dev/spec"
+)
+
+// view is a snapshot with the indexes that the passes need.
+type view struct {
+	snap *store.Snapshot
+	now  time.Time
+
+	all       []*spec.Task
+	tasks     map[string][]*spec.Task // by key of the service, each by ID
+	services  []*spec.Service
+	byKey     map[string]*spec.Service // by key
+	nodeList  []*spec.Node
+	nodes     map[spec.NodeID]*spec.Node
+	networks  map[string]*spec.Network           // by cluster-wide name
+	volumes   map[string]*spec.Volume            // by cluster-wide name
+	stacks    map[string]*spec.Stack             // newest revision, by name
+	templates map[spec.RevisionID]*spec.Template // as far as asked for
+}
+
+func newView(s *store.Snapshot, now time.Time) *view {
+	v := &view{
+		snap: s, now: now,
+		all: s.Tasks(), services: s.Services(), nodeList: s.Nodes(),
+		tasks: map[string][]*spec.Task{}, byKey: map[string]*spec.Service{},
+		nodes: map[spec.NodeID]*spec.Node{}, networks: map[string]*spec.Network{},
+		volumes: map[string]*spec.Volume{}, stacks: map[string]*spec.Stack{},
+		templates: map[spec.RevisionID]*spec.Template{},
+	}
+	for _, t := range v.all {
+		k := serviceKey(t)
+		v.tasks[k] = append(v.tasks[k], t)
+	}
+	for _, x := range v.services {
+		v.byKey[x.Key()] = x
+	}
+	for _, x := range v.nodeList {
+		v.nodes[x.ID] = x
+	}
+	for _, x := range s.Networks() {
+		v.networks[x.Name] = x
+	}
+	for _, x := range s.Volumes() {
+		v.volumes[x.Name] = x
+	}
+	for _, x := range s.Stacks() {
+		if r := s.StackRevision(x.Name, x.Revision); r != nil {
+			v.stacks[x.Name] = &r.Spec
+		}
+	}
+	return v
+}
+
+func serviceKey(t *spec.Task) string { return spec.ServiceKey(t.Stack, t.Service) }
+
+// template returns what a task runs; nil when its revision is not known.
+func (v *view) template(id spec.RevisionID) *spec.Template {
+	if t, ok := v.templates[id]; ok {
+		return t
+	}
+	var t *spec.Template
+	if r := v.snap.Revision(id); r != nil {
+		t = &r.Template
+	}
+	v.templates[id] = t
+	return t
+}
+
+// networkName returns the cluster-wide name of a stack's network.
+func (v *view) networkName(stack, short string) string {
+	if s := v.stacks[stack]; s != nil {
+		return s.Networks[short].ClusterName(stack, short)
+	}
+	return spec.ScopedName(stack, short)
+}
+
+// volumeName returns the cluster-wide name of a stack's volume.
+func (v *view) volumeName(stack, short string) string {
+	if s := v.stacks[stack]; s != nil {
+		return s.Volumes[short].ClusterName(stack, short)
+	}
+	return spec.ScopedName(stack, short)
+}
+
+// nodeUp reports whether a node exists and lives.
+func (v *view) nodeUp(id spec.NodeID) bool {
+	n := v.nodes[id]
+	return n != nil && n.State == spec.NodeReady
+}
+
+// serves reports whether a task takes traffic: it is ready and its node lives.
+func (v *view) serves(t *spec.Task) bool { return t.Ready() && v.nodeUp(t.Node) }
+
+// holdsAddress reports whether the addresses of t are not to be given away. A
+// lost task holds them as long as its node may still run the container: until
+// the node has confirmed the end, which makes the task another than lost, or
+// does not exist any more. The store applies the same rule.
+func (v *view) holdsAddress(t *spec.Task) bool {
+	return !t.Status.State.Terminal() || t.Status.State == spec.TaskLost && v.nodes[t.Node] != nil
+}
+
+// confirmWait is how long the row of a lost task waits for the confirmation of
+// a node that is alive. A node that was reinstalled knows nothing to confirm.
+const confirmWait = time.Minute
+
+// mayReap says whether the row of a task that is over may go, and if not, from
+// when on it may; the zero time means that only a change can tell.
+func (v *view) mayReap(t *spec.Task) (ok bool, at time.Time) {
+	if !v.holdsAddress(t) {
+		return true, time.Time{}
+	}
+	if !v.nodeUp(t.Node) {
+		return false, time.Time{}
+	}
+	at = t.Status.Since.Add(confirmWait)
+	return !v.now.Before(at), at
+}
+
+// taskName returns the name of a task for people.
+func (v *view) taskName(t *spec.Task) string { return spec.TaskName(t, v.nodeName(t.Node)) }
+
+func (v *view) nodeName(id spec.NodeID) string {
+	if n := v.nodes[id]; n != nil && n.Name != "" {
+		return n.Name
+	}
+	return string(id)
+}
+
+// subnetOf returns the subnet of a network that has its numbers.
+func subnetOf(n *spec.Network) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(n.Subnet)
+	return p, err == nil
+}
+
+// ipOf returns the address of an Address, without prefix length.
+func ipOf(a spec.Address) (netip.Addr, bool) {
+	p, err := netip.ParsePrefix(a.IP)
+	return p.Addr(), err == nil
+}

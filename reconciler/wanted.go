@@ -1,0 +1,71 @@
+package reconciler
+
+import (
+	"cmp"
+	"slices"
+
+	"wherry.dev/cluster/store"
+	"wherry.dev/spec"
+)
+
+// Wanted returns the whole of what a node must run. The tasks in it have no
+// Status: the node itself is the source of that, and a document that repeated
+// it would change with every report.
+func Wanted(s *store.Snapshot, node spec.NodeID) spec.Wanted {
+	w := spec.Wanted{
+		Clock: clock(s), Node: node,
+		Tasks: []spec.Task{}, Revisions: map[spec.RevisionID]spec.Template{},
+	}
+	used := map[spec.VolumeID]bool{}
+	for _, t := range s.TasksOn(node) {
+		if t.Status.State.Terminal() {
+			w.KeepLogs = append(w.KeepLogs, t.ID)
+			continue
+		}
+		if t.Status.State == spec.TaskPending {
+			continue // of a global service, and waits
+		}
+		c := *t
+		c.Status = spec.TaskStatus{}
+		w.Tasks = append(w.Tasks, c)
+		if r := s.Revision(t.Revision); r != nil {
+			w.Revisions[t.Revision] = r.Template
+		}
+		for _, b := range t.Volumes {
+			if v := s.Volume(b.ID); v != nil && !used[v.ID] {
+				used[v.ID] = true
+				w.Volumes = append(w.Volumes, *v)
+			}
+		}
+	}
+	slices.SortFunc(w.Volumes, func(a, b spec.Volume) int { return compareIDs(string(a.ID), string(b.ID)) })
+	for _, v := range s.Volumes() {
+		if v.Removing && !used[v.ID] && slices.Contains(v.Homes, node) {
+			w.RemoveVolumes = append(w.RemoveVolumes, v.ID)
+		}
+	}
+	for _, n := range HostNetworks(s, node) {
+		w.Networks = append(w.Networks, n.Network.ID)
+	}
+	return w
+}
+
+func clock(s *store.Snapshot) spec.Clock {
+	return spec.Clock{Incarnation: s.Incarnation(), Index: s.Index()}
+}
+
+// sortedNames turns a set of names into the sorted list of a document.
+func sortedNames(in map[string]*nameEntry) []spec.Name {
+	out := make([]spec.Name, 0, len(in))
+	for name, e := range in {
+		slices.SortFunc(e.ips, compareIPs)
+		e.ips = slices.Compact(e.ips)
+		n := spec.Name{Name: name}
+		for _, ip := range e.ips {
+			n.Addresses = append(n.Addresses, ip.String())
+		}
+		out = append(out, n)
+	}
+	slices.SortFunc(out, func(a, b spec.Name) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}

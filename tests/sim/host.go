@@ -1,0 +1,219 @@
+package sim
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"wherry.dev/cluster/store"
+	"wherry.dev/reconciler"
+	"wherry.dev/spec"
+)
+
+// host is a node with an agent that may be slow, deaf, dumb or dead.
+type host struct {
+	id   spec.NodeID
+	name string
+	up   bool // reachable; a host that is not goes on with what it has
+	want spec.Wanted
+	runs map[spec.TaskID]*run
+	// gone are volumes whose removal is to be told.
+	gone map[spec.VolumeID]bool
+}
+
+// run is a task on a host.
+type run struct {
+	task   spec.Task
+	image  string
+	once   bool // a service that ends by itself
+	status spec.TaskStatus
+	told   spec.TaskState // the state in the last report that arrived
+	health spec.HealthState
+	hangs  bool // does not get further until the faults end
+}
+
+func newHost(id spec.NodeID, name string) *host {
+	return &host{id: id, name: name, up: true, runs: map[spec.TaskID]*run{}, gone: map[spec.VolumeID]bool{}}
+}
+
+// hear takes the newest document, if it gets through.
+func (h *host) hear(w *World, through bool) {
+	if !h.up || !through {
+		return
+	}
+	h.want = reconciler.Wanted(w.store.Snapshot(), h.id)
+	for _, t := range h.want.Tasks {
+		if h.runs[t.ID] == nil {
+			tmpl := h.want.Revisions[t.Revision]
+			h.runs[t.ID] = &run{
+				image: tmpl.Image, once: tmpl.Restart.Condition == spec.RestartNone,
+				status: spec.TaskStatus{State: spec.TaskAssigned}, hangs: !w.calm && w.chance(5),
+			}
+		}
+		h.runs[t.ID].task = t
+	}
+	for _, v := range h.want.RemoveVolumes {
+		h.gone[v] = true
+	}
+}
+
+func (h *host) wanted(id spec.TaskID) (spec.TaskDesired, bool) {
+	for i := range h.want.Tasks {
+		if h.want.Tasks[i].ID == id {
+			return h.want.Tasks[i].Desired, true
+		}
+	}
+	return "", false
+}
+
+func (h *host) ids() []spec.TaskID { return slices.Sorted(maps.Keys(h.runs)) }
+
+// step lets one task go on.
+func (h *host) step(w *World) {
+	if ids := h.ids(); len(ids) > 0 {
+		h.advance(w, h.runs[ids[w.rng.IntN(len(ids))]])
+	}
+}
+
+func (h *host) stepAll(w *World) bool {
+	moved := false
+	for _, id := range h.ids() {
+		r := h.runs[id]
+		r.hangs = false
+		moved = h.advance(w, r) || moved
+	}
+	return moved
+}
+
+// advance takes one step of a task's life.
+func (h *host) advance(w *World, r *run) bool {
+	desired, wanted := h.wanted(r.task.ID)
+	stop := !wanted || desired == spec.DesiredStopped || desired == spec.DesiredRemoved
+	to := r.status.State
+	switch {
+	case r.status.State.Terminal():
+		if !wanted && r.told == r.status.State {
+			delete(h.runs, r.task.ID)
+		}
+		return false
+	case stop:
+		to = spec.TaskStopped
+	case r.hangs:
+		return false
+	case strings.Contains(r.image, "missing") && r.status.State == spec.TaskPreparing:
+		to = spec.TaskRejected
+	case r.status.State == spec.TaskAssigned:
+		to = spec.TaskPreparing
+	case r.status.State == spec.TaskPreparing:
+		to = spec.TaskStarting
+	case r.status.State == spec.TaskStarting:
+		to, r.status.Started, r.health = spec.TaskRunning, 1, spec.HealthStarting
+	case strings.Contains(r.image, "broken"), !w.calm && w.chance(5):
+		to = spec.TaskFailed
+		r.status.Attempts = []spec.Attempt{{Number: 1, Started: w.now, Ended: w.now, ExitCode: 1, LastLog: []string{"it broke"}}}
+	case r.once && w.chance(50):
+		to = spec.TaskComplete
+	case r.health != spec.HealthHealthy:
+		r.health = spec.HealthHealthy
+		r.status.Health = r.health
+		return true
+	default:
+		return false
+	}
+	r.status.State, r.status.Since, r.status.Health = to, w.now, r.health
+	return true
+}
+
+// report is all that the host has to tell.
+func (h *host) report(w *World) (spec.Report, bool) {
+	rep := spec.Report{Node: h.id}
+	snap := w.store.Snapshot()
+	for _, id := range h.ids() {
+		r := h.runs[id]
+		if t := snap.Task(id); t == nil || t.Status.State != r.status.State || t.Status.Health != r.status.Health {
+			rep.Tasks = append(rep.Tasks, spec.TaskReport{Task: id, Status: r.status})
+		}
+	}
+	rep.VolumesRemoved = slices.Sorted(maps.Keys(h.gone))
+	return rep, len(rep.Tasks)+len(rep.VolumesRemoved) > 0
+}
+
+// tell sends a report, which may be lost, late, or arrive twice.
+func (h *host) tell(w *World) {
+	rep, any := h.report(w)
+	if !any || !h.up {
+		return
+	}
+	c := store.Command{Time: w.now, Reports: &store.Reports{Reports: []spec.Report{rep}}}
+	switch n := w.rng.IntN(100); {
+	case n < 10: // lost
+	case n < 20:
+		w.late = append(w.late, c)
+	default:
+		h.arrive(w, c, rep)
+		if n < 30 {
+			w.apply(c)
+		}
+	}
+}
+
+func (h *host) arrive(w *World, c store.Command, rep spec.Report) {
+	w.apply(c)
+	for _, t := range rep.Tasks {
+		if r := h.runs[t.Task]; r != nil {
+			r.told = t.Status.State
+		}
+		w.note("%s tells: task %s is %s %s", h.name, t.Task, t.Status.State, t.Status.Health)
+	}
+	for _, v := range rep.VolumesRemoved {
+		delete(h.gone, v)
+	}
+}
+
+func (h *host) tellAll(w *World) bool {
+	rep, any := h.report(w)
+	for _, id := range h.ids() {
+		if r := h.runs[id]; r.status.State.Terminal() {
+			r.told = r.status.State // what the state does not want to know is told too
+		}
+	}
+	if any {
+		before := encode(w.store.Snapshot().Tasks())
+		volumes := len(w.store.Snapshot().Volumes())
+		h.arrive(w, store.Command{Time: w.now, Reports: &store.Reports{Reports: []spec.Report{rep}}}, rep)
+		return string(before) != string(encode(w.store.Snapshot().Tasks())) || volumes != len(w.store.Snapshot().Volumes())
+	}
+	return false
+}
+
+// flip cuts the host off, or brings it back, perhaps after a reboot.
+func (h *host) flip(w *World) {
+	h.up = !h.up
+	state := spec.NodeDown
+	if h.up {
+		state = spec.NodeReady
+		if w.chance(50) {
+			h.reboot(w)
+		}
+	}
+	w.note("%s is %s", h.name, state)
+	w.apply(store.Command{SetNodeState: &store.SetNodeState{ID: h.id, State: state}})
+}
+
+// reboot ends all processes; what ran is found to have failed.
+func (h *host) reboot(w *World) {
+	for _, id := range h.ids() {
+		if r := h.runs[id]; r.status.State == spec.TaskRunning {
+			r.status.State, r.status.Since = spec.TaskFailed, w.now
+			r.status.Attempts = []spec.Attempt{{Number: 1, Started: w.now, Ended: w.now, ExitCode: -1}}
+		}
+	}
+}
+
+func (h *host) heal(w *World) {
+	if !h.up {
+		h.flip(w)
+	}
+	active := spec.NodeActive
+	w.apply(store.Command{SetNode: &store.SetNode{ID: h.id, Availability: &active}})
+}

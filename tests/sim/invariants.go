@@ -1,0 +1,253 @@
+package sim
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"wherry.dev/cluster/store"
+	"wherry.dev/reconciler"
+	"wherry.dev/spec"
+)
+
+// keepHistory is how many tasks that are over a place may have.
+const keepHistory = 5
+
+// check holds the invariants that are true at any moment.
+func (w *World) check(before, after *store.Snapshot, c *store.Command) {
+	w.checkForward(before, after)
+	w.checkAddresses(after)
+	w.checkPlaces(before, after, c)
+	for _, v := range after.Volumes() {
+		if svc := after.Service(v.Stack, "db"); v.Short == "data" && svc != nil && len(v.Homes) > 1 {
+			w.failf("volume %s of a replicated service has homes %v", v.Name, v.Homes)
+		}
+	}
+}
+
+// checkForward: states only move forward, and no task is moved.
+func (w *World) checkForward(before, after *store.Snapshot) {
+	for _, old := range before.Tasks() {
+		t := after.Task(old.ID)
+		if t == nil {
+			if !old.Status.State.Terminal() && old.Status.State != spec.TaskPending && before.Node(old.Node) != nil {
+				w.failf("task %s was %s and its row is gone", old.ID, old.Status.State)
+			}
+			continue
+		}
+		a, b := old.Status.State, t.Status.State
+		if a != b && !a.Before(b) && !(a == spec.TaskLost && b.Terminal()) {
+			w.failf("task %s went from %s to %s", t.ID, a, b)
+		}
+		if t.Desired.Before(old.Desired) || old.Node != "" && t.Node != old.Node || t.Slot != old.Slot || t.Revision != old.Revision {
+			w.failf("task %s changed from %s to %s", t.ID, encode(old), encode(t))
+		}
+	}
+}
+
+// checkAddresses: no address twice, each in the subnet of its network.
+func (w *World) checkAddresses(s *store.Snapshot) {
+	seen := map[spec.Address]spec.TaskID{}
+	for _, t := range s.Tasks() {
+		if t.Status.State.Terminal() && (t.Status.State != spec.TaskLost || s.Node(t.Node) == nil) {
+			continue
+		}
+		for _, a := range t.Addresses {
+			if other, twice := seen[a]; twice {
+				w.failf("tasks %s and %s both have %s on network %s", other, t.ID, a.IP, a.Network)
+			}
+			seen[a] = t.ID
+			n := s.Network(a.Network)
+			if n == nil {
+				w.failf("task %s is on network %s, which is gone", t.ID, a.Network)
+				continue
+			}
+			ip, err := netip.ParsePrefix(a.IP)
+			subnet, err2 := netip.ParsePrefix(n.Subnet)
+			if err != nil || err2 != nil || !subnet.Contains(ip.Addr()) || ip.Addr().String() == n.Gateway {
+				w.failf("task %s has %s on network %s with %s", t.ID, a.IP, n.Name, n.Subnet)
+			}
+		}
+	}
+}
+
+// checkPlaces: what a plan makes stays within the bounds of the service.
+func (w *World) checkPlaces(before, after *store.Snapshot, c *store.Command) {
+	for _, svc := range after.Services() {
+		exclusive := svc.Name == "db" || svc.Name == "api"
+		live, perSlot := 0, map[string]int{}
+		for _, t := range after.TasksOf(svc.Stack, svc.Name) {
+			if t.Status.State.Terminal() {
+				continue
+			}
+			if t.Desired == spec.DesiredRunning {
+				live++
+				if c.ApplyPlan != nil && before.Task(t.ID) == nil && t.Slot > svc.Replicas {
+					w.failf("task %s of %s is in slot %d of %d", t.ID, svc.Key(), t.Slot, svc.Replicas)
+				}
+			}
+			perSlot[t.Place()]++
+			if n := perSlot[t.Place()]; n > 2 || n > 1 && exclusive {
+				w.failf("%d tasks of %s are at %s", n, svc.Key(), t.Place())
+			}
+		}
+		was := 0
+		for _, t := range before.TasksOf(svc.Stack, svc.Name) {
+			if !t.Status.State.Terminal() && t.Desired == spec.DesiredRunning {
+				was++
+			}
+		}
+		if svc.Spec.Mode == spec.Replicated && live > max(was, svc.Replicas+1) {
+			w.failf("service %s has %d tasks for %d replicas", svc.Key(), live, svc.Replicas)
+		}
+	}
+}
+
+// checkWanted: what was declared has come true.
+func (w *World) checkWanted() {
+	s := w.store.Snapshot()
+	for _, svc := range s.Services() {
+		places := svc.Replicas
+		if svc.Spec.Mode == spec.Global {
+			places = len(w.hosts)
+		}
+		live, over := map[string]*spec.Task{}, map[string]int{}
+		for _, t := range s.TasksOf(svc.Stack, svc.Name) {
+			switch {
+			case t.Status.State.Terminal():
+				over[t.Place()]++
+				if over[t.Place()] > keepHistory {
+					w.failf("service %s has %d tasks that are over at %s", svc.Key(), over[t.Place()], t.Place())
+				}
+				if t.Desired == spec.DesiredRunning && svc.Spec.Template.Restart.Condition == spec.RestartNone {
+					live[t.Place()] = t // done
+				}
+			case live[t.Place()] != nil && !live[t.Place()].Status.State.Terminal():
+				w.failf("service %s has two tasks at %s", svc.Key(), t.Place())
+			default:
+				live[t.Place()] = t
+			}
+		}
+		if len(live) != places {
+			w.failf("service %s has %d places filled of %d", svc.Key(), len(live), places)
+		}
+		for place, t := range live {
+			switch {
+			case t.Revision != svc.Revision && !t.Status.State.Terminal():
+				if svc.Update.State != spec.UpdateUpdating || svc.Update.Message == "" { // no node fits the new one, and it says so
+					w.failf("task %s at %s of %s runs an old revision: %s", t.ID, place, svc.Key(), encode(svc.Update))
+				}
+			case t.Status.State == spec.TaskPending && t.Status.Reason == "":
+				w.failf("task %s of %s is pending without a reason", t.ID, svc.Key())
+			case !t.Ready() && t.Status.State != spec.TaskPending && !t.Status.State.Terminal():
+				w.failf("task %s of %s is %s %s", t.ID, svc.Key(), t.Status.State, t.Status.Health)
+			}
+		}
+	}
+	w.checkNothingLeft(s)
+}
+
+// checkNothingLeft: what nobody declares is gone.
+func (w *World) checkNothingLeft(s *store.Snapshot) {
+	for _, t := range s.Tasks() {
+		if s.Service(t.Stack, t.Service) == nil {
+			w.failf("task %s of %s/%s is left, %s", t.ID, t.Stack, t.Service, encode(t))
+		}
+	}
+	for _, n := range s.Networks() {
+		if n.Gone {
+			w.failf("network %s is left", n.Name)
+		}
+	}
+	for _, v := range s.Volumes() {
+		if v.Removing || v.Anonymous && s.Service(v.Stack, v.Service) == nil {
+			w.failf("volume %s is left", v.Name)
+		}
+	}
+	for _, r := range s.Revisions() {
+		if s.Stack(r.Stack) == nil {
+			w.failf("revision %s of %s is left", r.ID, r.Stack)
+		}
+	}
+	for _, h := range w.hosts {
+		for _, id := range h.ids() {
+			if r := h.runs[id]; !r.status.State.Terminal() && s.Task(id) == nil {
+				w.failf("%s still runs task %s", h.name, id)
+			}
+		}
+	}
+}
+
+// checkViews: at rest nobody is told that something fails or is on its way,
+// and applying the same file again would change nothing.
+func (w *World) checkViews() {
+	snap := w.store.Snapshot()
+	for _, row := range snap.Stacks() {
+		st, _ := reconciler.Status(snap, row.Name, w.now)
+		for _, s := range st.Services {
+			// What has no room says so, and what depends on it waits.
+			waits := s.State == reconciler.StateUpdating && (s.Update.Message != "" || strings.Contains(s.Message, "waits for service"))
+			if s.State != reconciler.StateRunning && s.State != reconciler.StateDegraded && !waits {
+				w.failf("service %s/%s is %s at rest: %s", row.Name, s.Name, s.State, s.Message)
+			}
+			if s.State == reconciler.StateDegraded && s.Message == "" {
+				w.failf("service %s/%s is degraded for no reason", row.Name, s.Name)
+			}
+		}
+		again := store.Command{Time: w.now, PutStack: &store.PutStack{Stack: snap.StackRevision(row.Name, row.Revision).Spec}}
+		p, err := reconciler.NewPreview(w.store, again, w.now)
+		if err != nil || len(p.Changes)+len(p.Tasks) > 0 {
+			w.failf("applying %s again would change %s, %v", row.Name, encode(p), err)
+		}
+	}
+}
+
+// checkShuffled: the order in which rows came into the tables does not matter.
+func (w *World) checkShuffled() {
+	var b bytes.Buffer
+	snap := w.store.Snapshot()
+	if err := snap.Persist(&b); err != nil {
+		w.failf("persist: %v", err)
+		return
+	}
+	lines := strings.SplitAfter(b.String()[1:], "\n")
+	for i := 0; i < len(lines); i++ {
+		var section struct {
+			Table string `json:"table"`
+			Rows  int    `json:"rows"`
+		}
+		if json.Unmarshal([]byte(lines[i]), &section) == nil && section.Table != "" && section.Rows > 1 {
+			rows := lines[i+1 : i+1+section.Rows]
+			w.rng.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
+			i += section.Rows
+		}
+	}
+	other := store.New()
+	if err := other.Restore(strings.NewReader(b.String()[:1] + strings.Join(lines, ""))); err != nil {
+		w.failf("restore shuffled: %v", err)
+		return
+	}
+	// A later time and one more wish, so that there is something to plan.
+	for _, s := range []*store.Store{w.store, other} {
+		s.Apply(w.index+1, store.Command{Time: w.now, PutStack: &store.PutStack{Stack: w.fixedStack()}})
+	}
+	a, c := reconciler.Plan(w.store.Snapshot(), w.now), reconciler.Plan(other.Snapshot(), w.now)
+	if !bytes.Equal(encode(a), encode(c)) {
+		w.failf("the order of the rows changes the plan:\n%s\n%s", encode(a), encode(c))
+	}
+	for _, h := range w.hosts {
+		x := fmt.Sprintf("%s%s", encode(reconciler.Wanted(w.store.Snapshot(), h.id)), encode(reconciler.HostNetworks(w.store.Snapshot(), h.id)))
+		y := fmt.Sprintf("%s%s", encode(reconciler.Wanted(other.Snapshot(), h.id)), encode(reconciler.HostNetworks(other.Snapshot(), h.id)))
+		if x != y {
+			w.failf("the order of the rows changes what %s has to run", h.name)
+		}
+	}
+}
+
+// fixedStack is a stack that needs everything.
+func (w *World) fixedStack() spec.Stack {
+	s := (&World{rng: New(7).rng}).stack("late", true)
+	return s
+}

@@ -1,0 +1,76 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+var (
+	seeds = flag.Uint64("seeds", 0, "number of seeds; the default is SIM_SEEDS, or 500")
+	seed  = flag.Uint64("seed", 0, "run this seed alone and print its history")
+)
+
+func TestHistories(t *testing.T) {
+	if *seed != 0 {
+		w := play(*seed)
+		t.Log("\n" + strings.Join(w.Trace, "\n"))
+		if w.Err() != nil {
+			t.Fatal(w.Err())
+		}
+		return
+	}
+	// A history is one goroutine's; several of them may be under way.
+	n, shards := count(t), uint64(runtime.GOMAXPROCS(0))
+	for shard := range shards {
+		t.Run(fmt.Sprint("shard", shard), func(t *testing.T) {
+			t.Parallel()
+			for i := 1 + shard; i <= n; i += shards {
+				if w := play(i); w.Err() != nil {
+					t.Fatalf("seed %d: %v\nagain: go test ./tests/sim -run TestHistories -seed %d -v", i, w.Err(), i)
+				}
+			}
+		})
+	}
+}
+
+func count(t *testing.T) uint64 {
+	if *seeds != 0 {
+		return *seeds
+	}
+	s := os.Getenv("SIM_SEEDS")
+	if s == "" {
+		return 500
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatalf("SIM_SEEDS=%q: want a number", s)
+	}
+	return n
+}
+
+func play(seed uint64) *World {
+	w := New(seed)
+	for range 30 + w.rng.IntN(150) {
+		if w.Err() != nil {
+			return w
+		}
+		w.Step()
+	}
+	w.Converge()
+	return w
+}
+
+// TestReplay: a seed replays bit by bit.
+func TestReplay(t *testing.T) {
+	for n := uint64(1); n <= 20; n++ {
+		a, b := play(n), play(n)
+		if strings.Join(a.Trace, "\n") != strings.Join(b.Trace, "\n") {
+			t.Fatalf("seed %d replays differently", n)
+		}
+	}
+}
