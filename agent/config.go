@@ -1,0 +1,143 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"wherry.dev/spec"
+)
+
+// Config is what an Agent needs. All interfaces are required.
+type Config struct {
+	// DataDir holds what lives as long as the node, RunDir what lives as long
+	// as its boot. Both are absolute, exist already, and are the agent's in the
+	// parts that it uses: in DataDir wanted.json, tasks, volumes, anon,
+	// contents and logs; in RunDir tasks. It also reads the names in
+	// RunDir/netns, to detach what no task needs.
+	DataDir string
+	RunDir  string
+	// Node is the identity of this node; NodeName is how people call it and is
+	// part of the names of global services' tasks. Default: Node.
+	Node     spec.NodeID
+	NodeName string
+	// Version of Wherry, as it is reported.
+	Version string
+
+	Images  Images
+	Runtime Runtime
+	Execer  Execer
+	Network Network
+	Logs    Logs
+	Manager Manager
+
+	// Wake says that some container has changed. It should have a capacity of
+	// one. nil is allowed: changes are then seen at the next resync.
+	Wake <-chan struct{}
+	// Resync is how often everything is looked at without a reason; 10 s when 0.
+	Resync time.Duration
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// Agent makes its node run what it was told last. Use New; all methods are
+// safe for concurrent use, Run is to be called once.
+type Agent struct {
+	c      Config
+	log    *slog.Logger
+	report *reporter
+	sinks  *sinkList
+	vols   *volumes
+	blobs  *contents
+
+	// ticket orders observations and actions: an observation is news to a
+	// worker only if it began after the worker's last action.
+	ticket atomic.Uint64
+	// look asks for an observation, tidy for a sweep as well. Capacity one.
+	look chan struct{}
+	tidy atomic.Bool
+	// starts bounds how many containers are made and started at once.
+	starts chan struct{}
+	// background counts goroutines of Run.
+	background sync.WaitGroup
+
+	mu      sync.Mutex
+	wanted  *spec.Wanted               // newest; nil before the first
+	loaded  bool                       // the file of wanted has been read
+	workers map[spec.TaskID]*worker    // :: every task wanted or remembered
+	busy    map[string]bool            // :: background removal under way
+	volGone map[spec.VolumeID]struct{} // instances whose absence was reported
+
+	// effect, for tests, is told of every change made to a file.
+	effect func(op string)
+}
+
+// New makes an agent. It touches nothing before Run.
+func New(c Config) *Agent {
+	if c.Resync <= 0 {
+		c.Resync = 10 * time.Second
+	}
+	if c.NodeName == "" {
+		c.NodeName = string(c.Node)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	a := &Agent{
+		c: c, log: c.Logger,
+		look:    make(chan struct{}, 1),
+		starts:  make(chan struct{}, parallelStarts),
+		workers: map[spec.TaskID]*worker{},
+		busy:    map[string]bool{},
+		volGone: map[spec.VolumeID]struct{}{},
+	}
+	a.effect = func(string) {}
+	a.report = newReporter(c.Node, c.Manager, c.Logger)
+	a.sinks = newSinkList(c.Logs)
+	a.vols = newVolumes(filepath.Join(c.DataDir, "volumes"), func(op string) { a.effect(op) })
+	a.blobs = newContents(filepath.Join(c.DataDir, "contents"), c.Manager.Content, func(op string) { a.effect(op) })
+	return a
+}
+
+// parallelStarts is how many containers are created or started at once: enough
+// to keep the machine busy, few enough for none to time out.
+const parallelStarts = 16
+
+// makeDirs makes the agent's folders. Containers get at volumes by bind
+// mounts, so nobody else has to be able to walk through the parents.
+func (a *Agent) makeDirs() error {
+	for _, dir := range []string{
+		filepath.Join(a.c.DataDir, "tasks"), filepath.Join(a.c.DataDir, "volumes"),
+		filepath.Join(a.c.DataDir, "anon"), filepath.Join(a.c.DataDir, "contents"),
+		filepath.Join(a.c.DataDir, "logs"), filepath.Join(a.c.RunDir, "tasks"),
+	} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make folder of the agent: %w", err)
+		}
+	}
+	return nil
+}
+
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// sleep waits for d; false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

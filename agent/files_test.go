@@ -1,0 +1,71 @@
+package agent
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"wherry.dev/spec"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+func TestEtcFiles(t *testing.T) {
+	host := hostInfo{
+		hostname: "alpha",
+		hosts:    "127.0.0.1 localhost\n192.0.2.1 alpha\n",
+		resolv:   "# local\nnameserver 192.0.2.53\nsearch example.com lan\noptions timeout:1\n",
+	}
+	base := spec.Task{ID: "1-42", Stack: "shop", Service: "web", Slot: 1}
+	two := base
+	two.Addresses = []spec.Address{{Network: "1-1", IP: "10.0.1.7/24"}, {Network: "1-2", IP: "fd00:1::7/64"}}
+	cases := []struct {
+		name string
+		task spec.Task
+		tmpl spec.Template
+	}{
+		{"plain", two, spec.Template{}},
+		{"named", two, spec.Template{Hostname: "shop", Domainname: "example.org", DNSSearch: []string{"svc.example.org"}, DNSOptions: []string{"timeout:3"}}},
+		{"extra hosts", two, spec.Template{ExtraHosts: []string{"db=192.0.2.9", "v6=[2001:db8::1]", "host=host-gateway"}, DNSSearch: []string{"."}}},
+		{"host network", base, spec.Template{NetworkMode: "host", ExtraHosts: []string{"host=host-gateway"}}},
+		{"host network with servers", base, spec.Template{NetworkMode: "host", DNS: []string{"192.0.2.99"}}},
+		{"no network", base, spec.Template{NetworkMode: "none"}},
+	}
+	out := &txtar.Archive{}
+	for _, c := range cases {
+		f, err := compileEtc(&c.task, &c.tmpl, host)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		out.Files = append(out.Files, txtar.File{Name: c.name, Data: []byte("hostname: " + f.hostname + f.hosts + "resolv.conf:\n" + f.resolv)})
+	}
+	const golden = "testdata/etc.txtar"
+	if *update {
+		if err := os.WriteFile(golden, txtar.Format(out), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(txtar.Format(out))); diff != "" {
+		t.Errorf("files differ (-want +got):\n%s", diff)
+	}
+	if _, err := compileEtc(&base, &spec.Template{ExtraHosts: []string{"broken"}}, host); spec.ErrorClass(err) != "invalid" {
+		t.Errorf("broken extra host: %v", err)
+	}
+}
+
+func TestHostname(t *testing.T) {
+	long := strings.Repeat("x", 80)
+	for service, want := range map[string]string{"web": "web-1-42", "a_b.c": "a-b-c-1-42", "_": "1-42", long: strings.Repeat("x", 58) + "-1-42"} {
+		if got := hostname(&spec.Task{ID: "1-42", Service: service}, &spec.Template{}, hostInfo{}); got != want || len(got) > 63 {
+			t.Errorf("%s: %q, want %q", service, got, want)
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"wherry.dev/spec"
+)
+
+// The times of reporting: changes are gathered for reportGather; a report that
+// did not get through is tried again after 1/10 s to 5 s.
+const (
+	reportGather   = 30 * time.Millisecond
+	reportRetry    = 100 * time.Millisecond
+	reportRetryMax = 5 * time.Second
+	reportTimeout  = 30 * time.Second
+)
+
+// reporter delivers the newest status of every task that changed, until the
+// managers have acknowledged it.
+type reporter struct {
+	node    spec.NodeID
+	manager Manager
+	log     *slog.Logger
+	wake    chan struct{} // capacity one
+
+	mu    sync.Mutex
+	info  *spec.NodeInfo
+	tasks map[spec.TaskID]spec.TaskStatus // :: not acknowledged yet
+	gone  map[spec.VolumeID]struct{}      // :: not acknowledged yet
+}
+
+func newReporter(node spec.NodeID, m Manager, log *slog.Logger) *reporter {
+	return &reporter{
+		node: node, manager: m, log: log, wake: make(chan struct{}, 1),
+		tasks: map[spec.TaskID]spec.TaskStatus{}, gone: map[spec.VolumeID]struct{}{},
+	}
+}
+
+func (r *reporter) nodeInfo(i spec.NodeInfo) {
+	r.mu.Lock()
+	r.info = &i
+	r.mu.Unlock()
+	poke(r.wake)
+}
+
+func (r *reporter) task(t spec.TaskID, s spec.TaskStatus) {
+	r.mu.Lock()
+	r.tasks[t] = s
+	r.mu.Unlock()
+	poke(r.wake)
+}
+
+func (r *reporter) volumeGone(v spec.VolumeID) {
+	r.mu.Lock()
+	r.gone[v] = struct{}{}
+	r.mu.Unlock()
+	poke(r.wake)
+}
+
+// take empties what is pending into a report.
+func (r *reporter) take() (spec.Report, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := spec.Report{Node: r.node, Info: r.info, VolumesRemoved: slices.Sorted(maps.Keys(r.gone))}
+	for id, s := range r.tasks {
+		out.Tasks = append(out.Tasks, spec.TaskReport{Task: id, Status: s})
+	}
+	slices.SortFunc(out.Tasks, func(a, b spec.TaskReport) int { return cmp.Compare(a.Task, b.Task) })
+	r.info = nil
+	clear(r.tasks)
+	clear(r.gone)
+	return out, out.Info != nil || len(out.Tasks)+len(out.VolumesRemoved) > 0
+}
+
+// putBack returns what was not acknowledged, unless something newer came.
+func (r *reporter) putBack(p spec.Report) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.info == nil {
+		r.info = p.Info
+	}
+	for _, t := range p.Tasks {
+		if _, newer := r.tasks[t.Task]; !newer {
+			r.tasks[t.Task] = t.Status
+		}
+	}
+	for _, v := range p.VolumesRemoved {
+		r.gone[v] = struct{}{}
+	}
+}
+
+// run delivers until ctx ends.
+func (r *reporter) run(ctx context.Context) {
+	fails := 0
+	for {
+		if fails == 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-r.wake:
+			}
+		}
+		if !sleep(ctx, reportGather) {
+			return
+		}
+		p, any := r.take()
+		if !any {
+			fails = 0
+			continue
+		}
+		rctx, cancel := context.WithTimeout(ctx, reportTimeout)
+		err := r.manager.Report(rctx, p)
+		cancel()
+		if err == nil {
+			fails = 0
+			continue
+		}
+		r.putBack(p)
+		if ctx.Err() != nil {
+			return
+		}
+		if fails++; fails == 1 {
+			r.log.Warn("report not delivered, trying again", "tasks", len(p.Tasks), "err", err)
+		}
+		if !sleep(ctx, min(reportRetry<<min(fails-1, 10), reportRetryMax)) {
+			return
+		}
+	}
+}

@@ -1,0 +1,211 @@
+package agent
+
+import (
+	"time"
+
+	"wherry.dev/spec"
+)
+
+// action is one thing that a worker can do for its task.
+type action string
+
+// The actions. Each may be repeated: what is done already is found done.
+const (
+	actWait   action = "wait"   // nothing to do before a change or a deadline
+	actImage  action = "image"  // make the image present
+	actMounts action = "mounts" // volumes, contents and files
+	actAttach action = "attach" // the network side
+	actCreate action = "create" // the container
+	actLogs   action = "logs"   // let the output be drained
+	actStart  action = "start"  // the process
+	actAdopt  action = "adopt"  // take note of a process that runs already
+	actEnded  action = "ended"  // take note of the end of a process
+	actProbe  action = "probe"  // run the health check
+	actSignal action = "signal" // send the stop signal
+	actKill   action = "kill"   // send SIGKILL to all
+	actRemove action = "remove" // the container
+	actDetach action = "detach" // the network side
+	actFinish action = "finish" // remove what is left and tell the end
+	actForget action = "forget" // nobody asks for the task any more
+)
+
+// killAgain is how long a process may outlive SIGKILL before it gets another.
+const killAgain = 2 * time.Second
+
+// input is all that step decides from: what is wanted of a task, what is
+// remembered of it, and what the runtime says.
+type input struct {
+	// wanted is false for a task that is in no Wanted any more.
+	wanted  bool
+	desired spec.TaskDesired
+	// check is the health check with all defaults, nil for none.
+	check *spec.HealthCheck
+	mem   memory
+	// run is what the runtime says; its State is empty when there is no
+	// container. known is false when run may be older than the last action.
+	run   ContainerState
+	known bool
+	// fresh: nothing was remembered of the task when this process first saw it.
+	fresh bool
+	// What has been done in the life of this process.
+	image, mounts, network, logs, detached bool
+	// probing: a health check is under way.
+	probing bool
+	// signalled: this process has sent the stop signal. One that was sent by
+	// the process before is sent again, since it may have died just before; the
+	// grace is counted from the first.
+	signalled bool
+	// retry holds, per action that failed, the time before which it is not to
+	// be tried again. // :: action → time
+	retry map[action]time.Time
+}
+
+// decision is the outcome of step. With actWait, until is the time at which
+// the decision may change by itself; zero is never.
+type decision struct {
+	act   action
+	until time.Time
+}
+
+// step decides the one next thing to do for a task. It is pure.
+func step(in input, now time.Time) decision {
+	m := &in.mem
+	switch {
+	case !in.known:
+		return decision{act: actWait}
+	case m.Status.State.Terminal():
+		if in.run.State != "" {
+			return in.try(actRemove, now)
+		}
+		if !in.wanted {
+			return in.try(actForget, now)
+		}
+		return decision{act: actWait}
+	case in.hasEnded():
+		return decision{act: actEnded}
+	case in.run.State == RunRunning && (m.Attempt == nil || m.Attempt.PID != in.run.PID):
+		return decision{act: actAdopt}
+	case in.ending():
+		return in.stepEnding(now)
+	case in.run.State == RunRunning:
+		return in.stepRunning(now)
+	default:
+		return in.stepStarting(now)
+	}
+}
+
+// hasEnded reports whether the runtime shows the end of a process that is not
+// in the memory yet.
+func (in *input) hasEnded() bool {
+	a := in.mem.Attempt
+	switch in.run.State {
+	case RunRunning:
+		return false
+	case RunStopped:
+		switch {
+		case a == nil:
+			return in.fresh
+		case a.PID != 0:
+			return true
+		}
+		// The start was intended and perhaps not made: what is seen may be the
+		// end of the process before.
+		return !in.run.Ended.Equal(in.mem.LastEnded) && !in.run.Ended.Before(a.Started)
+	default:
+		return a != nil && a.PID != 0
+	}
+}
+
+// stopping reports whether somebody wants the task to end.
+func (in *input) stopping() bool {
+	return !in.wanted || in.desired == spec.DesiredStopped || in.desired == spec.DesiredRemoved
+}
+
+// ending reports whether the task is on its way to a terminal state: it has to
+// stop, its outcome is known, or it drains and has nothing left to drain.
+func (in *input) ending() bool {
+	return in.stopping() || in.mem.Outcome != "" ||
+		in.desired == spec.DesiredDraining && in.run.State != RunRunning
+}
+
+func (in *input) stepEnding(now time.Time) decision {
+	switch {
+	case in.run.State == RunRunning:
+		return in.terminate(now)
+	case in.run.State != "":
+		return in.try(actRemove, now)
+	case !in.detached:
+		return in.try(actDetach, now)
+	default:
+		return in.try(actFinish, now)
+	}
+}
+
+// terminate ends the process: stop signal, grace, SIGKILL.
+func (in *input) terminate(now time.Time) decision {
+	m := &in.mem
+	if m.StopSent.IsZero() || !in.signalled && m.KillSent.IsZero() {
+		return in.try(actSignal, now)
+	}
+	if t := m.StopSent.Add(m.Stop.Grace.D()); now.Before(t) {
+		return decision{actWait, t}
+	}
+	if t := m.KillSent.Add(killAgain); !m.KillSent.IsZero() && now.Before(t) {
+		return decision{actWait, t}
+	}
+	return in.try(actKill, now)
+}
+
+func (in *input) stepRunning(now time.Time) decision {
+	m := &in.mem
+	if m.Attempt.Unhealthy != "" {
+		return in.terminate(now)
+	}
+	var next time.Time
+	if !in.network {
+		d := in.try(actAttach, now)
+		if d.act != actWait {
+			return d
+		}
+		next = d.until
+	}
+	if in.check != nil && !in.probing {
+		due := probeDue(in.check, m.Health, m.Attempt.Started)
+		if !now.Before(due) {
+			return decision{act: actProbe}
+		}
+		if next.IsZero() || due.Before(next) {
+			next = due
+		}
+	}
+	return decision{actWait, next}
+}
+
+func (in *input) stepStarting(now time.Time) decision {
+	m := &in.mem
+	if now.Before(m.Status.NextStart) {
+		return decision{actWait, m.Status.NextStart}
+	}
+	switch {
+	case !in.image && (m.Image == nil || in.run.State == ""):
+		return in.try(actImage, now)
+	case !in.mounts:
+		return in.try(actMounts, now)
+	case !in.network:
+		return in.try(actAttach, now)
+	case in.run.State == "":
+		return in.try(actCreate, now)
+	case !in.logs:
+		return in.try(actLogs, now)
+	default:
+		return in.try(actStart, now)
+	}
+}
+
+// try is a, unless a failed and must wait.
+func (in *input) try(a action, now time.Time) decision {
+	if t := in.retry[a]; now.Before(t) {
+		return decision{actWait, t}
+	}
+	return decision{act: a}
+}

@@ -1,0 +1,187 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"wherry.dev/spec"
+)
+
+var t0 = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+
+func at(s float64) time.Time { return t0.Add(time.Duration(s * float64(time.Second))) }
+
+func TestStep(t *testing.T) {
+	grace := stopRule{Signal: 15, Grace: spec.Duration(10 * time.Second)}
+	running := ContainerState{State: RunRunning, PID: 7}
+	created := ContainerState{State: RunCreated}
+	stopped := ContainerState{State: RunStopped, ExitCode: 1, Ended: at(-1)}
+	alive := func() memory {
+		return memory{Status: spec.TaskStatus{State: spec.TaskRunning}, Stop: grace, Attempt: &attempt{Number: 1, Started: at(-10), PID: 7}}
+	}
+	intended := func() memory {
+		return memory{Status: spec.TaskStatus{State: spec.TaskStarting}, Stop: grace, Attempt: &attempt{Number: 1, Started: at(-10)}}
+	}
+	idle := func() memory {
+		return memory{Status: spec.TaskStatus{State: spec.TaskPreparing}, Stop: grace, Image: &ImageConfig{}}
+	}
+	terminal := memory{Status: spec.TaskStatus{State: spec.TaskFailed}}
+	check := &spec.HealthCheck{Interval: seconds(30), Retries: 3}
+	run, stop := spec.DesiredRunning, spec.DesiredStopped
+
+	tests := []struct {
+		name string
+		in   input
+		want decision
+	}{
+		// What is not known is looked at first.
+		{"unknown", input{wanted: true, desired: run}, decision{act: actWait}},
+		{"unknown, stopping", input{mem: alive()}, decision{act: actWait}},
+
+		// Terminal.
+		{"over, wanted", input{known: true, wanted: true, desired: run, mem: terminal}, decision{act: actWait}},
+		{"over, wanted, leftover", input{known: true, wanted: true, mem: terminal, run: stopped}, decision{act: actRemove}},
+		{"over, not wanted", input{known: true, mem: terminal}, decision{act: actForget}},
+
+		// The way up.
+		{"image", input{known: true, wanted: true, desired: run}, decision{act: actImage}},
+		{"image again after a container went", input{known: true, wanted: true, desired: run, mem: idle()}, decision{act: actImage}},
+		{"no image for a container that is there", input{known: true, wanted: true, desired: run, mem: idle(), run: created}, decision{act: actMounts}},
+		{"mounts", input{known: true, wanted: true, desired: run, mem: idle(), image: true}, decision{act: actMounts}},
+		{"attach", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true}, decision{act: actAttach}},
+		{"create", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true}, decision{act: actCreate}},
+		{"logs", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true, run: created}, decision{act: actLogs}},
+		{"start", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true, logs: true, run: created}, decision{act: actStart}},
+		{"start after an end", input{known: true, wanted: true, desired: run, mem: idle(), mounts: true, network: true, logs: true, run: stopped}, decision{act: actStart}},
+		{"start that was intended", input{known: true, wanted: true, desired: run, mem: intended(), image: true, mounts: true, network: true, logs: true, run: created}, decision{act: actStart}},
+		{"failed before", input{known: true, wanted: true, desired: run, retry: map[action]time.Time{actImage: at(3)}}, decision{actWait, at(3)}},
+		{"failed long before", input{known: true, wanted: true, desired: run, retry: map[action]time.Time{actImage: at(-3)}}, decision{act: actImage}},
+		{"back-off", input{known: true, wanted: true, desired: run, run: stopped,
+			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning, NextStart: at(4)}}}, decision{actWait, at(4)}},
+
+		// Running.
+		{"running", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true}, decision{act: actWait}},
+		{"running, network not sure", input{known: true, wanted: true, desired: run, mem: alive(), run: running}, decision{act: actAttach}},
+		{"running, network failing", input{known: true, wanted: true, desired: run, mem: alive(), run: running, retry: map[action]time.Time{actAttach: at(2)}}, decision{actWait, at(2)}},
+		{"running, network failing, probe sooner", input{known: true, wanted: true, desired: run, mem: alive(), run: running, check: &spec.HealthCheck{Interval: seconds(11)},
+			retry: map[action]time.Time{actAttach: at(2)}}, decision{actWait, at(1)}},
+		{"probe later", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, check: check}, decision{actWait, at(20)}},
+		{"probe now", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, check: &spec.HealthCheck{Interval: seconds(10)}}, decision{act: actProbe}},
+		{"probing", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, check: &spec.HealthCheck{Interval: seconds(10)}, probing: true}, decision{act: actWait}},
+		{"draining", input{known: true, wanted: true, desired: spec.DesiredDraining, mem: alive(), run: running, network: true}, decision{act: actWait}},
+		{"unhealthy", input{known: true, wanted: true, desired: run, run: running, network: true,
+			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning}, Stop: grace, Attempt: &attempt{PID: 7, Unhealthy: "x"}}}, decision{act: actSignal}},
+
+		// Found by a new process.
+		{"adopt an intended start", input{known: true, wanted: true, desired: run, mem: intended(), run: running}, decision{act: actAdopt}},
+		{"adopt without memory", input{known: true, wanted: true, desired: run, run: running, fresh: true}, decision{act: actAdopt}},
+		{"adopt before stopping", input{known: true, wanted: true, desired: stop, run: running, fresh: true}, decision{act: actAdopt}},
+		{"adopt another PID", input{known: true, wanted: true, desired: run, mem: alive(), run: ContainerState{State: RunRunning, PID: 8}}, decision{act: actAdopt}},
+
+		// Ends.
+		{"ended", input{known: true, wanted: true, desired: run, mem: alive(), run: stopped}, decision{act: actEnded}},
+		{"ended, not wanted", input{known: true, mem: alive(), run: stopped}, decision{act: actEnded}},
+		{"ended after an intended start", input{known: true, wanted: true, desired: run, mem: intended(), run: stopped}, decision{act: actEnded}},
+		{"end unseen, container left", input{known: true, wanted: true, desired: run, mem: alive(), run: created}, decision{act: actEnded}},
+		{"end unseen, nothing left", input{known: true, wanted: true, desired: run, mem: alive()}, decision{act: actEnded}},
+		{"ended without memory", input{known: true, wanted: true, desired: run, run: stopped, fresh: true}, decision{act: actEnded}},
+		{"an old end is not the intended one", input{known: true, wanted: true, desired: run, image: true, mounts: true, network: true, logs: true, run: stopped,
+			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning}, LastEnded: at(-1), Attempt: &attempt{Number: 2, Started: at(-2)}}}, decision{act: actStart}},
+		{"an end before the intent is not its", input{known: true, wanted: true, desired: run, image: true, mounts: true, network: true, logs: true, run: stopped,
+			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning}, Attempt: &attempt{Number: 2, Started: at(-0.5)}}}, decision{act: actStart}},
+
+		// The way down.
+		{"stop", input{known: true, wanted: true, desired: stop, mem: alive(), run: running}, decision{act: actSignal}},
+		{"removed", input{known: true, wanted: true, desired: spec.DesiredRemoved, mem: alive(), run: running}, decision{act: actSignal}},
+		{"not wanted", input{known: true, mem: alive(), run: running}, decision{act: actSignal}},
+		{"grace", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running, signalled: true}, decision{actWait, at(8)}},
+		{"signal by the process before", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running}, decision{act: actSignal}},
+		{"kill", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-10); return m }(), run: running, signalled: true}, decision{act: actKill}},
+		{"killed", input{known: true, mem: func() memory { m := alive(); m.StopSent, m.KillSent = at(-11), at(-1); return m }(), run: running}, decision{actWait, at(1)}},
+		{"kill again", input{known: true, mem: func() memory { m := alive(); m.StopSent, m.KillSent = at(-13), at(-2); return m }(), run: running}, decision{act: actKill}},
+		{"remove", input{known: true, wanted: true, desired: stop, mem: idle(), run: stopped}, decision{act: actRemove}},
+		{"remove what never started", input{known: true, wanted: true, desired: stop, mem: intended(), run: created}, decision{act: actRemove}},
+		{"detach", input{known: true, wanted: true, desired: stop, mem: idle()}, decision{act: actDetach}},
+		{"finish", input{known: true, wanted: true, desired: stop, mem: idle(), detached: true}, decision{act: actFinish}},
+		{"stop while backing off", input{known: true, wanted: true, desired: stop, run: stopped,
+			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning, NextStart: at(4)}}}, decision{act: actRemove}},
+		{"drained before it ran", input{known: true, wanted: true, desired: spec.DesiredDraining, run: created}, decision{act: actRemove}},
+		{"outcome, running", input{known: true, wanted: true, desired: run, run: running, mem: func() memory { m := alive(); m.Outcome = spec.TaskRejected; return m }()}, decision{act: actSignal}},
+		{"outcome", input{known: true, wanted: true, desired: run, mem: memory{Outcome: spec.TaskComplete}}, decision{act: actDetach}},
+		{"remove failed", input{known: true, wanted: true, desired: stop, mem: idle(), run: stopped, retry: map[action]time.Time{actRemove: at(1)}}, decision{actWait, at(1)}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := step(tt.in, t0); got != tt.want {
+				t.Errorf("got %v until %v, want %v until %v", got.act, got.until, tt.want.act, tt.want.until)
+			}
+		})
+	}
+}
+
+// TestStepInvariants goes through every combination of inputs and checks what
+// must hold whatever the situation.
+func TestStepInvariants(t *testing.T) {
+	bools := []bool{false, true}
+	states := []ContainerState{{}, {State: RunCreated}, {State: RunRunning, PID: 7}, {State: RunStopped, Ended: at(-1)}}
+	attempts := []*attempt{nil, {Number: 1, Started: at(-5)}, {Number: 1, Started: at(-5), PID: 7}, {Number: 1, Started: at(-5), PID: 7, Unhealthy: "x"}}
+	desired := []spec.TaskDesired{spec.DesiredRunning, spec.DesiredDraining, spec.DesiredStopped, spec.DesiredRemoved}
+	outcomes := []spec.TaskState{"", spec.TaskFailed}
+	statuses := []spec.TaskState{spec.TaskAssigned, spec.TaskRunning, spec.TaskStopped}
+	n := 0
+	for _, run := range states {
+		for _, a := range attempts {
+			for _, d := range desired {
+				for _, o := range outcomes {
+					for _, st := range statuses {
+						for bits := range 1 << 7 {
+							flag := func(i int) bool { return bools[bits>>i&1] }
+							in := input{
+								wanted: flag(0), desired: d, run: run, known: flag(1), fresh: flag(2),
+								image: flag(3), mounts: flag(3), network: flag(4), logs: flag(4), detached: flag(5), signalled: flag(6),
+								mem: memory{Status: spec.TaskStatus{State: st}, Attempt: a, Outcome: o},
+							}
+							n++
+							if err := checkStep(in, step(in, t0)); err != "" {
+								t.Fatalf("%s: %+v", err, in)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	t.Logf("%d situations", n)
+}
+
+func checkStep(in input, d decision) string {
+	starting := []action{actImage, actMounts, actCreate, actLogs, actStart}
+	switch {
+	case !in.known && d.act != actWait:
+		return fmt.Sprintf("%s without knowing what is", d.act)
+	case d.act == actStart && in.run.State != RunCreated && in.run.State != RunStopped:
+		return "start without a container that is at rest"
+	case d.act == actCreate && in.run.State != "":
+		return "second container"
+	case slices.Contains(starting, d.act) && in.run.State == RunRunning:
+		return fmt.Sprintf("%s of a running container", d.act)
+	case slices.Contains(starting, d.act) && (!in.wanted || in.desired != spec.DesiredRunning || in.mem.Outcome != "" || in.mem.Status.State.Terminal()):
+		return fmt.Sprintf("%s of a task that is to end", d.act)
+	case (d.act == actSignal || d.act == actKill) && in.wanted && (in.desired == spec.DesiredRunning || in.desired == spec.DesiredDraining) &&
+		in.mem.Outcome == "" && in.mem.Attempt.Unhealthy == "":
+		return fmt.Sprintf("%s of a task that is to run", d.act)
+	case d.act == actRemove && in.run.State == RunRunning && !in.mem.Status.State.Terminal():
+		return "removal of a running container"
+	case (d.act == actDetach || d.act == actFinish || d.act == actForget) && in.run.State != "":
+		return fmt.Sprintf("%s before the container is gone", d.act)
+	case d.act == actForget && in.wanted:
+		return "a wanted task is forgotten"
+	case d.act == actFinish && in.mem.Status.State.Terminal():
+		return "finished twice"
+	}
+	return ""
+}
+
+func seconds(n float64) spec.Duration { return spec.Duration(n * float64(time.Second)) }
