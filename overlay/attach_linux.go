@@ -1,0 +1,257 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path"
+	"strings"
+
+	"wherry.dev/spec"
+)
+
+// taskSysctls are settings of every task's namespace: ports below 1024 and
+// ping need no privilege, since the namespace is the task's own.
+func taskSysctls() map[string]string {
+	return map[string]string{
+		"net/ipv4/ip_unprivileged_port_start": "0",
+		"net/ipv4/ping_group_range":           "0 2147483647",
+	}
+}
+
+// Attach makes the namespace of a task, connects it to its networks and
+// returns the namespace's path, or "" when the task uses the host's. When it
+// returns, names resolve inside. A sandbox that exists is verified and
+// repaired, never rebuilt: addresses and connections stay.
+//
+// The error is of class spec.ErrUnavailable when a network's document is not
+// here yet or another Attach of the task is under way, spec.ErrConflict when a
+// published port of the task's service is taken, and spec.ErrInvalid when the
+// kernel refuses a setting of the sandbox.
+func (h *Host) Attach(ctx context.Context, s spec.Sandbox) (netns string, err error) {
+	if s.Mode == "host" {
+		return "", nil
+	}
+	t, nets, err := h.begin(s)
+	if err != nil {
+		return "", fmt.Errorf("attach task %s: %w", s.Task, err)
+	}
+	netns, err = h.attach(ctx, t, nets)
+	h.end(t, err == nil)
+	if err == nil {
+		err = h.sendDNS(ctx, false)
+	}
+	if err != nil {
+		return "", fmt.Errorf("attach task %s: %w", s.Task, err)
+	}
+	return netns, nil
+}
+
+// begin takes the task away from the loop.
+func (h *Host) begin(s spec.Sandbox) (*task, []spec.HostNetwork, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.openLocked(); err != nil {
+		return nil, nil, err
+	}
+	usable := Input{Node: h.c.Node, Networks: h.documentsLocked()}.networks()
+	for _, a := range s.Addresses {
+		if _, ok := usable[a.Network]; !ok && s.Mode != "none" {
+			return nil, nil, spec.Unavailablef("network %s is not on this node yet", a.Network)
+		}
+		if _, err := netip.ParsePrefix(a.IP); err != nil {
+			return nil, nil, spec.Invalidf("address %q on network %s: %v", a.IP, a.Network, err)
+		}
+	}
+	t := h.tasks[s.Task]
+	switch {
+	case h.doomed[s.Task]:
+		return nil, nil, spec.Unavailablef("its previous sandbox is being removed")
+	case t == nil:
+		t = &task{}
+		h.tasks[s.Task] = t
+	case t.busy:
+		return nil, nil, spec.Unavailablef("it is being attached already")
+	}
+	h.gen++
+	t.Sandbox, t.busy, t.gen = s, true, h.gen
+	return t, h.documentsLocked(), nil
+}
+
+// end gives the task back to the loop. A sandbox that was not finished is
+// forgotten if nothing of it exists, else the loop goes on with it.
+func (h *Host) end(t *task, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.gen++
+	t.busy, t.gen = false, h.gen
+	t.ready = t.ready || ok
+	if h.tasks[t.Task] != t { // detached meanwhile
+		if err := h.spaces.condemn(t.Task); err != nil {
+			h.log.Warn("cannot remove a sandbox", "task", t.Task, "err", err)
+		}
+		h.doomed[t.Task] = true
+		h.changedLocked()
+		return
+	}
+	if !ok {
+		if !h.spaces.exists(t.Task) {
+			delete(h.tasks, t.Task)
+		}
+		h.changedLocked()
+	}
+}
+
+func (h *Host) attach(ctx context.Context, t *task, nets []spec.HostNetwork) (string, error) {
+	s := t.Sandbox
+	existed := h.spaces.exists(s.Task)
+	if !existed {
+		if err := h.portsFree(s, nets); err != nil {
+			return "", err
+		}
+	}
+	netns, err := h.spaces.make(s)
+	if err != nil {
+		return "", err
+	}
+	err = h.connect(s, nets, existed)
+	if errors.Is(err, errNoBridge) {
+		h.converge(false)
+		err = h.connect(s, nets, true)
+	}
+	if errors.Is(err, errNoBridge) {
+		return "", spec.Unavailablef("%v; the network could not be made: %s", err, strings.Join(h.Status().Errors, "; "))
+	}
+	if err != nil {
+		return "", err
+	}
+	return netns, ctx.Err()
+}
+
+// connect makes the task's part of the kernel what it ought to be. What has
+// just been made is known to be empty and is not looked at.
+func (h *Host) connect(s spec.Sandbox, nets []spec.HostNetwork, existed bool) error {
+	h.mu.Lock()
+	in := Input{Node: h.c.Node, Networks: nets, MTU: h.mtu}
+	h.mu.Unlock()
+	want := CompileTask(in, s)
+	q := query{links: true, inside: []spec.TaskID{s.Task}}
+	for k, v := range sandboxSysctls(s) {
+		key := SysctlKey{NS: s.Task, Path: k}
+		want.Sysctls[key] = v
+		q.sysctls = append(q.sysctls, key)
+	}
+	have := NewState()
+	have.Links[LinkID{s.Task, "lo"}] = Link{Kind: kindLoopback}
+	if existed {
+		seen, err := h.kernel.observe(q)
+		if err != nil {
+			return err
+		}
+		have = seen.state
+		have.dropLinks(func(l LinkID) bool { _, ok := want.Links[l]; return !ok && l.NS == "" })
+	}
+	ops := Diff(have, want)
+	var errs []error
+	for i, err := range h.kernel.apply(ops) {
+		if err = judgeSysctl(ops[i], s, err); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sandboxSysctls returns the settings by path below /proc/sys.
+func sandboxSysctls(s spec.Sandbox) map[string]string {
+	out := taskSysctls()
+	for k, v := range s.Sysctls {
+		out[path.Clean(strings.ReplaceAll(k, ".", "/"))] = strings.Join(strings.Fields(v), " ")
+	}
+	return out
+}
+
+// judgeSysctl gives an error of a setting its class: a setting of the user
+// that the kernel refuses will be refused again. One of ours that the kernel
+// does not have is no error.
+func judgeSysctl(o Op, s spec.Sandbox, err error) error {
+	x, ok := o.Object.(Sysctl)
+	if err == nil || !ok {
+		return err
+	}
+	for k := range s.Sysctls {
+		if path.Clean(strings.ReplaceAll(k, ".", "/")) == x.Key.Path {
+			return spec.Invalidf("sysctl %s cannot be set to %q in the task's namespace: %v", k, s.Sysctls[k], err)
+		}
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// portsFree claims the published ports of the task's service.
+func (h *Host) portsFree(s spec.Sandbox, nets []spec.HostNetwork) error {
+	var mine []spec.PublishedPort
+	owner := ""
+	for _, n := range nets {
+		for _, p := range n.Ports {
+			// The longest owner that fits: service names may contain dots.
+			if !strings.HasPrefix(s.Name, strings.Replace(p.Owner, "/", ".", 1)+".") || len(p.Owner) < len(owner) {
+				continue
+			}
+			if len(p.Owner) > len(owner) {
+				owner, mine = p.Owner, nil
+			}
+			mine = append(mine, p)
+		}
+	}
+	refused := h.kernel.claim(Claims([]spec.HostNetwork{{Ports: mine}}))
+	for _, c := range Claims([]spec.HostNetwork{{Ports: mine}}) {
+		if refused[c] != nil {
+			return refused[c]
+		}
+	}
+	return nil
+}
+
+// Detach removes the sandbox of a task. It returns as soon as the removal is
+// certain; the work is done in the background. A task without sandbox is no
+// error.
+func (h *Host) Detach(_ context.Context, id spec.TaskID) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.openLocked(); err != nil {
+		return fmt.Errorf("detach task %s: %w", id, err)
+	}
+	if h.tasks[id] == nil {
+		return nil
+	}
+	if err := h.spaces.condemn(id); err != nil {
+		return fmt.Errorf("detach task %s: %w", id, err)
+	}
+	delete(h.tasks, id)
+	h.doomed[id] = true
+	h.changedLocked()
+	return nil
+}
+
+// removeDoomed removes the namespaces of tasks that were detached.
+func (h *Host) removeDoomed() {
+	h.mu.Lock()
+	var gone []spec.TaskID
+	for id := range h.doomed {
+		gone = append(gone, id)
+	}
+	h.mu.Unlock()
+	for _, id := range gone {
+		if err := h.spaces.remove(id); err != nil {
+			h.log.Warn("cannot remove a namespace; trying again", "task", id, "err", err)
+			continue
+		}
+		h.mu.Lock()
+		delete(h.doomed, id)
+		h.mu.Unlock()
+	}
+}

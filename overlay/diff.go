@@ -1,0 +1,396 @@
+package overlay
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Verb is what an operation does.
+type Verb string
+
+// The verbs. Replace takes something away first because it cannot be changed
+// as it is.
+const (
+	Add     Verb = "add"
+	Change  Verb = "set"
+	Replace Verb = "replace"
+	Delete  Verb = "del"
+)
+
+// Object is the object of an operation: *LinkChange, Addr, Route, FDB, Sysctl,
+// Claim, TableChange, SetChange, Element, *ChainChange or Flow.
+type Object interface{ String() string }
+
+// Op is one step from one state towards another; it prints as one line.
+type Op struct {
+	Verb   Verb
+	Object Object
+}
+
+func (o Op) String() string { return string(o.Verb) + " " + o.Object.String() }
+
+// LinkChange makes or changes a link; Have is zero for a new one.
+type LinkChange struct {
+	ID         LinkID
+	Have, Want Link
+}
+
+func (l *LinkChange) String() string {
+	if l.Want == (Link{}) {
+		return "link " + l.ID.String()
+	}
+	if l.Have == (Link{}) {
+		return fmt.Sprintf("link %s %s", l.ID, l.Want)
+	}
+	var diff []string
+	for _, f := range changedFields(l.Have, l.Want) {
+		diff = append(diff, f.text())
+	}
+	return fmt.Sprintf("link %s %s", l.ID, strings.Join(diff, " "))
+}
+
+// changedFields returns the fields of want that have does not have. What want
+// does not care about, and what cannot be observed, is left out.
+func changedFields(have, want Link) []linkField {
+	var out []linkField
+	h := linkFields(have)
+	for i, f := range linkFields(want) {
+		if f.value == "" || f.name == "peer" || f.name == "peer-mac" {
+			continue
+		}
+		if f.value != h[i].value {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// Sysctl is a setting and its value.
+type Sysctl struct {
+	Key   SysctlKey
+	Value string
+}
+
+func (s Sysctl) String() string { return fmt.Sprintf("sysctl %s = %s", s.Key, s.Value) }
+
+// TableChange makes or deletes a table.
+type TableChange struct{ Table string }
+
+func (t TableChange) String() string { return "table ip " + t.Table }
+
+// SetChange makes or deletes a set.
+type SetChange struct{ Table, Set string }
+
+func (s SetChange) String() string { return fmt.Sprintf("set %s %s", s.Table, s.Set) }
+
+// Element adds or deletes an element of a set.
+type Element struct{ Table, Set, Key, Value string }
+
+func (e Element) String() string {
+	return fmt.Sprintf("element %s %s { %s }", e.Table, e.Set, element(e.Key, e.Value))
+}
+
+// ChainChange makes a chain, or empties and fills it again, or deletes it.
+type ChainChange struct {
+	Table, Name string
+	Chain       Chain
+}
+
+func (c *ChainChange) String() string {
+	s := fmt.Sprintf("chain %s %s", c.Table, c.Name)
+	for _, r := range c.Chain.Rules {
+		s += " { " + r.Text + " }"
+	}
+	return s
+}
+
+// Flow forgets the connections of a UDP port of the host that do not lead to
+// one of Targets: the kernel would send them to a task that is gone for as
+// long as the client keeps sending.
+type Flow struct {
+	// IP is 0.0.0.0 for a port of all addresses.
+	IP   string
+	Port uint16
+	// Targets are those that flows may stay with, Gone those that left.
+	Targets, Gone []netip.Addr
+}
+
+func (f Flow) String() string {
+	return fmt.Sprintf("flow udp %s:%d except to %s", f.IP, f.Port, join(f.Targets))
+}
+
+func join(a []netip.Addr) string {
+	if len(a) == 0 {
+		return "nobody"
+	}
+	s := make([]string, len(a))
+	for i := range a {
+		s[i] = a[i].String()
+	}
+	return strings.Join(s, ",")
+}
+
+// Diff returns the operations that lead from have to want, in order: first
+// what protects and forwards, then links and what hangs on them, and at last
+// what goes. All nftables operations but the deletion of a table stand
+// together and are one transaction.
+//
+// Inside a task's namespace nothing is deleted: what a task adds there is its
+// own business.
+func Diff(have, want State) []Op {
+	var ops []Op
+	ops = append(ops, claims(Add, want.Claims, have.Claims)...)
+	ops = append(ops, sysctls(have, want, func(k SysctlKey) bool { return k.Path == sysctlForward })...)
+	nft, flows := diffTables(have, want)
+	ops = append(ops, nft...)
+	links, fresh := diffLinks(have, want)
+	ops = append(ops, links...)
+	ops = append(ops, sysctls(have, want, func(k SysctlKey) bool { return k.Path != sysctlForward })...)
+
+	ops = append(ops, missing(want.Addrs, have.Addrs, func(a Addr) LinkID { return a.Link }, fresh)...)
+	ops = append(ops, missing(want.Routes, have.Routes, func(r Route) LinkID { return r.Link }, fresh)...)
+	ops = append(ops, missing(want.FDB, have.FDB, func(f FDB) LinkID { return LinkID{Name: f.Link} }, fresh)...)
+	ops = append(ops, flows...)
+
+	kept := func(id LinkID) bool { _, ok := want.Links[id]; return ok && id.NS == "" }
+	ops = append(ops, surplus(have.FDB, want.FDB, func(f FDB) bool { return kept(LinkID{Name: f.Link}) })...)
+	ops = append(ops, surplus(have.Addrs, want.Addrs, func(a Addr) bool { return kept(a.Link) })...)
+	for _, id := range sortedLinks(have.Links) {
+		if _, ok := want.Links[id]; !ok && id.NS == "" {
+			ops = append(ops, Op{Delete, &LinkChange{ID: id, Have: have.Links[id]}})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(have.Tables)) {
+		if _, ok := want.Tables[name]; !ok {
+			ops = append(ops, Op{Delete, TableChange{name}})
+		}
+	}
+	return append(ops, claims(Delete, have.Claims, want.Claims)...)
+}
+
+func claims(verb Verb, of, without map[Claim]bool) []Op {
+	var ops []Op
+	for _, c := range slices.SortedFunc(maps.Keys(of), compareClaims) {
+		if !without[c] {
+			ops = append(ops, Op{verb, c})
+		}
+	}
+	return ops
+}
+
+func sysctls(have, want State, which func(SysctlKey) bool) []Op {
+	var ops []Op
+	byName := func(a, b SysctlKey) int {
+		return cmp.Or(cmp.Compare(a.NS, b.NS), cmp.Compare(a.Path, b.Path))
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(want.Sysctls), byName) {
+		if v := want.Sysctls[k]; which(k) && have.Sysctls[k] != v {
+			ops = append(ops, Op{Change, Sysctl{k, v}})
+		}
+	}
+	return ops
+}
+
+// sortedLinks orders bridges before their ports, and the host before tasks.
+func sortedLinks(links map[LinkID]Link) []LinkID {
+	return slices.SortedFunc(maps.Keys(links), func(a, b LinkID) int {
+		return cmp.Or(cmp.Compare(a.NS, b.NS), cmp.Compare(links[a].Kind, links[b].Kind), cmp.Compare(a.Name, b.Name))
+	})
+}
+
+// diffLinks returns the operations on links that are wanted, and the set of
+// links that come new with them: what hung on an old one of that name is gone.
+func diffLinks(have, want State) (ops []Op, fresh map[LinkID]bool) {
+	fresh = map[LinkID]bool{}
+	for _, id := range sortedLinks(want.Links) {
+		w := want.Links[id]
+		h, ok := have.Links[id]
+		switch {
+		case fresh[id]: // came as the peer of a link of the host
+		case !ok && id.NS != "" && w.Kind == kindVeth:
+			// Only a pair as a whole can be made; its other end is handled there.
+		case !ok:
+			ops = append(ops, Op{Add, &LinkChange{ID: id, Want: w}})
+			fresh[id], fresh[w.Peer] = true, true
+		case h.Kind != w.Kind || w.Peer != (LinkID{}) && peerGone(have, want, w):
+			ops = append(ops, Op{Replace, &LinkChange{ID: id, Want: w}})
+			fresh[id], fresh[w.Peer] = true, true
+		case len(changedFields(h, w)) > 0:
+			ops = append(ops, Op{Change, &LinkChange{ID: id, Have: h, Want: w}})
+		}
+	}
+	return ops, fresh
+}
+
+// peerGone reports whether the inner end of a pair is wanted, has been looked
+// for and is not there. Inner ends are looked for together with the rest of
+// their namespace, of which lo is always there.
+func peerGone(have, want State, w Link) bool {
+	if _, wanted := want.Links[w.Peer]; !wanted {
+		return false
+	}
+	if _, looked := have.Links[LinkID{w.Peer.NS, "lo"}]; !looked {
+		return false
+	}
+	_, ok := have.Links[w.Peer]
+	return !ok
+}
+
+func missing[K interface {
+	comparable
+	String() string
+}](want, have map[K]bool, link func(K) LinkID, fresh map[LinkID]bool) []Op {
+	var ops []Op
+	for _, k := range slices.SortedFunc(maps.Keys(want), byText) {
+		if !have[k] || fresh[link(k)] {
+			ops = append(ops, Op{Add, k})
+		}
+	}
+	return ops
+}
+
+func surplus[K interface {
+	comparable
+	String() string
+}](have, want map[K]bool, which func(K) bool) []Op {
+	var ops []Op
+	for _, k := range slices.SortedFunc(maps.Keys(have), byText) {
+		if !want[k] && which(k) {
+			ops = append(ops, Op{Delete, k})
+		}
+	}
+	return ops
+}
+
+func byText[K interface{ String() string }](a, b K) int { return cmp.Compare(a.String(), b.String()) }
+
+func diffTables(have, want State) (ops, flows []Op) {
+	for _, name := range slices.Sorted(maps.Keys(want.Tables)) {
+		w := want.Tables[name]
+		h, ok := have.Tables[name]
+		if !ok {
+			ops = append(ops, Op{Add, TableChange{name}})
+		}
+		ops = append(ops, diffSets(name, h, w)...)
+		ops = append(ops, diffChains(name, h, w)...)
+		flows = append(flows, diffFlows(h, w)...)
+	}
+	return ops, flows
+}
+
+// diffSets makes sets before the rules that refer to them. Elements are
+// deleted before others are added, since a map takes a key only once.
+func diffSets(table string, have, want Table) []Op {
+	var made, dropped, added []Op
+	for _, name := range slices.Sorted(maps.Keys(want.Sets)) {
+		w := want.Sets[name]
+		h, ok := have.Sets[name]
+		if !ok {
+			made = append(made, Op{Add, SetChange{table, name}})
+		}
+		for _, k := range slices.Sorted(maps.Keys(h)) {
+			if v, keep := w[k]; !keep || v != h[k] {
+				dropped = append(dropped, Op{Delete, Element{table, name, k, h[k]}})
+			}
+		}
+		for _, k := range slices.Sorted(maps.Keys(w)) {
+			if v, there := h[k]; !there || v != w[k] {
+				added = append(added, Op{Add, Element{table, name, k, w[k]}})
+			}
+		}
+	}
+	return slices.Concat(made, dropped, added)
+}
+
+// diffChains makes new chains empty first, because rules may jump to any of
+// them, and fills them afterwards; chains and sets that are not wanted go when
+// no rule refers to them any more.
+func diffChains(table string, have, want Table) []Op {
+	var made, filled, dropped []Op
+	for _, name := range slices.Sorted(maps.Keys(want.Chains)) {
+		w := want.Chains[name]
+		h, ok := have.Chains[name]
+		switch {
+		case !ok:
+			made = append(made, Op{Add, &ChainChange{table, name, Chain{Hook: w.Hook}}})
+		case h.Hook != w.Hook:
+			made = append(made, Op{Replace, &ChainChange{table, name, Chain{Hook: w.Hook}}})
+			h.Rules = nil
+		}
+		if !slices.EqualFunc(h.Rules, w.Rules, func(a, b Rule) bool { return a.Text == b.Text }) {
+			filled = append(filled, Op{Change, &ChainChange{table, name, w}})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(have.Chains)) {
+		if _, ok := want.Chains[name]; !ok {
+			dropped = append(dropped, Op{Delete, &ChainChange{table, name, Chain{}}})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(have.Sets)) {
+		if _, ok := want.Sets[name]; !ok {
+			dropped = append(dropped, Op{Delete, SetChange{table, name}})
+		}
+	}
+	return slices.Concat(made, filled, dropped)
+}
+
+// diffFlows returns the UDP ports whose targets changed.
+func diffFlows(have, want Table) []Op {
+	h, w := udpTargets(have), udpTargets(want)
+	ports := slices.SortedFunc(maps.Keys(w), compareClaims)
+	for p := range h {
+		if _, ok := w[p]; !ok {
+			ports = append(ports, p)
+		}
+	}
+	slices.SortFunc(ports, compareClaims)
+	var ops []Op
+	for _, p := range ports {
+		var gone []netip.Addr
+		for _, a := range h[p] {
+			if !slices.Contains(w[p], a) {
+				gone = append(gone, a)
+			}
+		}
+		if len(gone) > 0 || len(h[p]) == 0 && len(w[p]) > 0 {
+			ops = append(ops, Op{Delete, Flow{IP: p.IP, Port: p.Port, Targets: w[p], Gone: gone}})
+		}
+	}
+	return ops
+}
+
+// udpTargets returns the sorted addresses behind each published UDP port.
+func udpTargets(t Table) map[Claim][]netip.Addr {
+	out := map[Claim][]netip.Addr{}
+	for name, set := range t.Sets {
+		at := strings.HasPrefix(name, mapAt)
+		for key, value := range set {
+			f := strings.Split(key, " . ")
+			c := Claim{Proto: "udp", IP: "0.0.0.0"}
+			if at {
+				c.IP, f = f[0], f[1:]
+			}
+			ip, _, _ := strings.Cut(value, " . ")
+			a, err := netip.ParseAddr(ip)
+			if err != nil || f[0] != "udp" {
+				continue
+			}
+			port, err := strconv.ParseUint(f[1], 10, 16)
+			if err != nil {
+				continue
+			}
+			c.Port = uint16(port)
+			out[c] = append(out[c], a)
+		}
+	}
+	for c, list := range out {
+		slices.SortFunc(list, netip.Addr.Compare)
+		out[c] = slices.Compact(list)
+	}
+	return out
+}

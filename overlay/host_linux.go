@@ -1,0 +1,467 @@
+package overlay
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"wherry.dev/spec"
+)
+
+// Config of a Host.
+type Config struct {
+	// Node whose network it is. Everything made is marked with it.
+	Node spec.NodeID
+	// RunDir is the run folder of the daemon. The namespaces of tasks are
+	// mounted in its folder netns, and networks.json is the last set of
+	// documents. Nothing in it outlives a boot.
+	RunDir string
+	// DNS gets the resolvers and names; nil has no DNS.
+	DNS DNS
+	// Resync is the longest time between two looks at the kernel; 0 is 3 s.
+	Resync time.Duration
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// DNS is what answers names inside the tasks' namespaces.
+type DNS interface {
+	// SetDNS replaces all resolvers and tables. When it returns nil, every
+	// resolver answers.
+	SetDNS(ctx context.Context, resolvers []spec.Resolver, tables []spec.NameTable) error
+}
+
+const (
+	defaultResync = 3 * time.Second
+	// debounce is how long a burst of kernel events may take to end.
+	debounce = 30 * time.Millisecond
+	// dnsTimeout bounds one call of the loop to the DNS.
+	dnsTimeout = 5 * time.Second
+	// dnsRefresh is how often the tables are sent although nothing changed.
+	dnsRefresh = 30 * time.Second
+	// maxPasses bounds how often a look at the kernel follows on a change.
+	maxPasses = 4
+)
+
+// Host is the network of one host. All methods may be called concurrently.
+type Host struct {
+	c          Config
+	log        *slog.Logger
+	spaces     sandboxes
+	openKernel func() (kernel, error)
+	// wake says that what is wanted has changed, event that the kernel has.
+	wake, event chan struct{}
+
+	// passMu is held for one convergence; mu is taken inside it, never around.
+	passMu sync.Mutex
+
+	mu      sync.Mutex
+	kernel  kernel // nil until open
+	nets    map[spec.NetworkID]spec.HostNetwork
+	known   bool // nets has been set, so that the rest may be removed
+	tasks   map[spec.TaskID]*task
+	doomed  map[spec.TaskID]bool // namespaces to be removed
+	gen     uint64               // of the task that changed last
+	change  uint64               // counts changes of what is wanted
+	at      uint64               // change that the kernel was brought to
+	unsaved bool                 // nets has changed since it was written to the run folder
+	mtu     int                  // of the underlay, as it was last seen
+	status  Status
+	seen    string // the problems that were logged last
+
+	dns dnsSender
+}
+
+// task is a sandbox and what is going on with it.
+type task struct {
+	spec.Sandbox
+	// busy: Attach is at work on it, and the loop leaves it alone.
+	busy bool
+	// gen changes with every Attach, so that the loop notices one that came
+	// and went while it was reading the kernel.
+	gen uint64
+	// ready: its namespace can take a resolver.
+	ready bool
+}
+
+// sandboxes keeps the namespaces of tasks; *namespaces is the real one.
+type sandboxes interface {
+	load() ([]spec.Sandbox, error)
+	make(s spec.Sandbox) (path string, err error)
+	path(t spec.TaskID) string
+	exists(t spec.TaskID) bool
+	condemn(t spec.TaskID) error
+	remove(t spec.TaskID) error
+}
+
+// Status says how the network of a host is.
+type Status struct {
+	// Applied is the clock of the document that each network was last brought
+	// to without an error.
+	Applied map[spec.NetworkID]spec.Clock
+	// Conflicts are published ports that are not served.
+	Conflicts []PortConflict
+	// Repairs counts the operations that were needed although nothing wanted
+	// had changed: somebody or something else had changed the kernel.
+	Repairs uint64
+	// Warnings name what others have set up that stands in the way.
+	Warnings []string
+	// Errors of the last pass.
+	Errors []string
+}
+
+// PortConflict is a published port that somebody else holds.
+type PortConflict struct {
+	Claim  Claim
+	Owner  string // "stack/service"
+	Reason string // names the holder
+}
+
+// New returns the host of c. It does nothing before Run or Attach.
+func New(c Config) *Host {
+	if c.Resync <= 0 {
+		c.Resync = defaultResync
+	}
+	log := c.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	spaces := newNamespaces(c.RunDir)
+	return newHost(c, log, spaces, func() (kernel, error) { return newLinuxKernel(c.Node, spaces, log) })
+}
+
+func newHost(c Config, log *slog.Logger, spaces sandboxes, open func() (kernel, error)) *Host {
+	return &Host{
+		c: c, log: log, spaces: spaces, openKernel: open, dns: dnsSender{to: c.DNS},
+		wake: make(chan struct{}, 1), event: make(chan struct{}, 1),
+		nets: map[spec.NetworkID]spec.HostNetwork{}, tasks: map[spec.TaskID]*task{}, doomed: map[spec.TaskID]bool{},
+	}
+}
+
+// openLocked reads what an earlier process left.
+func (h *Host) openLocked() error {
+	if h.kernel != nil {
+		return nil
+	}
+	k, err := h.openKernel()
+	if err != nil {
+		return err
+	}
+	boxes, err := h.spaces.load()
+	if err != nil {
+		return err
+	}
+	for _, s := range boxes {
+		h.tasks[s.Task] = &task{Sandbox: s, ready: true}
+	}
+	nets, err := loadNetworks(h.c.RunDir)
+	if err != nil {
+		return err
+	}
+	for _, n := range nets {
+		old, ok := h.nets[n.Network.ID]
+		switch {
+		case ok && old.Clock.Before(n.Clock), !ok && (!h.known || h.usedLocked(n.Network.ID)):
+			h.nets[n.Network.ID] = n
+		}
+	}
+	h.known = h.known || len(nets) > 0
+	h.kernel = k
+	return nil
+}
+
+// Set replaces the documents of all networks. A document that is older than
+// the one that is there does not replace it. A network that is not in nets is
+// removed as soon as no sandbox is on it.
+func (h *Host) Set(nets []spec.HostNetwork) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next := map[spec.NetworkID]spec.HostNetwork{}
+	for _, n := range nets {
+		if old, ok := h.nets[n.Network.ID]; ok && n.Clock.Before(old.Clock) {
+			n = old
+		}
+		next[n.Network.ID] = n
+	}
+	same := h.known && len(next) == len(h.nets)
+	for id, n := range next {
+		old := h.nets[id]
+		old.Clock = n.Clock
+		same = same && reflect.DeepEqual(old, n)
+	}
+	for id, n := range h.nets {
+		if _, ok := next[id]; !ok && h.usedLocked(id) {
+			next[id], same = n, false
+		}
+	}
+	h.nets, h.known = next, true
+	if !same {
+		h.unsaved = true
+		h.changedLocked()
+		return
+	}
+	for id, n := range next {
+		if _, ok := h.status.Applied[id]; ok && h.at == h.change {
+			h.status.Applied[id] = n.Clock
+		}
+	}
+}
+
+// usedLocked reports whether a sandbox is on the network. Such a network stays
+// although its document was withdrawn: nothing is taken from a container that
+// may be running, and the documents of a new session may come one by one.
+func (h *Host) usedLocked(id spec.NetworkID) bool {
+	for _, t := range h.tasks {
+		if slices.ContainsFunc(t.Addresses, func(a spec.Address) bool { return a.Network == id }) {
+			return true
+		}
+	}
+	return false
+}
+
+func (h *Host) changedLocked() {
+	h.change++
+	signal(h.wake)
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Status returns how things are. The caller owns it.
+func (h *Host) Status() Status {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.status
+	s.Applied = maps.Clone(s.Applied)
+	s.Conflicts, s.Warnings, s.Errors = slices.Clone(s.Conflicts), slices.Clone(s.Warnings), slices.Clone(s.Errors)
+	return s
+}
+
+// Run keeps the kernel as it is wanted until ctx ends. It leaves everything in
+// place when it returns, but gives up the claimed ports.
+func (h *Host) Run(ctx context.Context) error {
+	h.mu.Lock()
+	err := h.openLocked()
+	k := h.kernel
+	h.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("start network: %w", err)
+	}
+	defer k.close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	wg.Go(func() {
+		if err := k.run(ctx, func() { signal(h.event) }); err != nil {
+			cancel(err)
+		}
+	})
+	tick := time.NewTicker(h.c.Resync)
+	defer tick.Stop()
+	full := true
+	for {
+		h.converge(full)
+		h.removeDoomed()
+		h.refreshDNS(ctx)
+		select {
+		case <-ctx.Done():
+			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+				return fmt.Errorf("run network: %w", cause)
+			}
+			return nil
+		case <-h.wake:
+			full = true
+		case <-tick.C:
+			full = true
+		case <-h.event:
+			full = false
+			select {
+			case <-time.After(debounce):
+			case <-ctx.Done():
+			}
+			select {
+			case <-h.event: // the rest of the burst
+			default:
+			}
+		}
+	}
+}
+
+// converge brings the kernel to what is wanted. With full, the namespaces of
+// tasks are looked into as well.
+func (h *Host) converge(full bool) {
+	h.passMu.Lock()
+	defer h.passMu.Unlock()
+	h.mu.Lock()
+	repair := h.change == h.at
+	h.mu.Unlock()
+	var flows []Op
+	for range maxPasses {
+		ops, failed := h.pass(full, repair, flows)
+		if len(ops)-failed == 0 {
+			return
+		}
+		full = true // what hangs on a new link is wanted too
+		// A packet may have been on its way between the map that sent it to an
+		// old target and the entry that remembers it, so flows are forgotten
+		// once more.
+		flows = slices.DeleteFunc(ops, func(o Op) bool { _, ok := o.Object.(Flow); return !ok })
+	}
+}
+
+// pass looks at the kernel once and does what is missing, and after that the
+// operations in again. It returns what was missing, and how many operations
+// of that failed. With repair, what is missing had been there before.
+//
+// The kernel is read before what is wanted, so that everything that was seen
+// has its reason among what is wanted, and nothing is deleted by mistake that
+// an Attach makes meanwhile. Tasks that an Attach touched are left to it.
+func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
+	h.mu.Lock()
+	if !h.known {
+		h.mu.Unlock()
+		return nil, 0
+	}
+	k, change := h.kernel, h.change
+	nets, unsaved := h.documentsLocked(), h.unsaved
+	h.unsaved = false
+	gens, q := map[spec.TaskID]uint64{}, query{host: true}
+	for id, t := range h.tasks {
+		if !t.busy {
+			gens[id] = t.gen
+			if full {
+				q.inside = append(q.inside, id)
+			}
+		}
+	}
+	h.mu.Unlock()
+
+	if unsaved {
+		if err := saveNetworks(h.c.RunDir, nets); err != nil {
+			h.log.Warn("cannot keep the documents of networks", "err", err)
+		}
+	}
+	slices.Sort(q.inside)
+	refused := k.claim(Claims(nets))
+	q.sysctls = hostSysctls(Compile(Input{Node: h.c.Node, Networks: nets}))
+	seen, err := k.observe(q)
+	if !seen.host {
+		h.finish(change, nets, refused, seen, []error{err})
+		return nil, 0
+	}
+	problems := []error{err}
+
+	h.mu.Lock()
+	in := Input{Node: h.c.Node, Networks: nets, MTU: cmp.Or(seen.mtu, h.mtu), Refused: map[Claim]bool{}}
+	h.mtu = in.MTU
+	for c := range refused {
+		in.Refused[c] = true
+	}
+	var busy []spec.Sandbox
+	for id, t := range h.tasks {
+		if g, ok := gens[id]; ok && g == t.gen && !t.busy {
+			in.Tasks = append(in.Tasks, t.Sandbox)
+		} else {
+			busy = append(busy, t.Sandbox)
+		}
+	}
+	h.mu.Unlock()
+
+	want := Compile(in)
+	hands := map[string]bool{}
+	for _, s := range busy {
+		for i := range s.Addresses {
+			hands[vethName(h.c.Node, s.Task, i)] = true
+		}
+	}
+	seen.state.dropLinks(func(l LinkID) bool { return l.NS == "" && hands[l.Name] })
+	want.dropLinks(func(l LinkID) bool { return l.NS != "" && !seen.inside[l.NS] })
+
+	ops = Diff(seen.state, want)
+	errs := k.apply(ops)
+	problems = append(problems, k.apply(again)...)
+	for i, o := range ops {
+		switch {
+		case errs[i] != nil:
+			failed++
+			problems = append(problems, errs[i])
+		case repair:
+			h.log.Info("repaired the network", "op", o.String())
+		default:
+			h.log.Debug("changed the network", "op", o.String())
+		}
+	}
+	if repair {
+		h.mu.Lock()
+		h.status.Repairs += uint64(len(ops) - failed)
+		h.mu.Unlock()
+	}
+	h.finish(change, nets, refused, seen, problems)
+	return ops, failed
+}
+
+func hostSysctls(want State) []SysctlKey { return slices.Collect(maps.Keys(want.Sysctls)) }
+
+// documentsLocked returns the documents by network ID.
+func (h *Host) documentsLocked() []spec.HostNetwork {
+	nets := slices.Collect(maps.Values(h.nets))
+	slices.SortFunc(nets, func(a, b spec.HostNetwork) int { return strings.Compare(string(a.Network.ID), string(b.Network.ID)) })
+	return nets
+}
+
+// finish records the outcome of a pass and logs what is new about it.
+func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]error, seen observation, problems []error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	st := &h.status
+	st.Conflicts, st.Errors, st.Warnings = nil, nil, seen.warnings
+	for _, n := range nets {
+		for _, p := range n.Ports {
+			c, ok := claimOf(p)
+			switch {
+			case !ok:
+				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, fmt.Sprintf("port %d/%s on %q: only IPv4 addresses and tcp or udp can be published", p.Port, p.Protocol, p.HostIP)})
+			case refused[c] != nil:
+				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, refused[c].Error()})
+			}
+		}
+	}
+	for _, err := range problems {
+		if err != nil && !slices.Contains(st.Errors, err.Error()) {
+			st.Errors = append(st.Errors, err.Error())
+		}
+	}
+	if len(st.Errors) == 0 {
+		h.at = change
+		st.Applied = map[spec.NetworkID]spec.Clock{}
+		for _, n := range nets {
+			st.Applied[n.Network.ID] = n.Clock
+		}
+	}
+	now := fmt.Sprint(st.Conflicts, st.Errors, st.Warnings)
+	if now == h.seen {
+		return
+	}
+	h.seen = now
+	for _, c := range st.Conflicts {
+		h.log.Warn("a published port is not served", "service", c.Owner, "err", c.Reason)
+	}
+	for _, e := range st.Errors {
+		h.log.Warn("the network is not as wanted; trying again", "err", e)
+	}
+	for _, w := range st.Warnings {
+		h.log.Warn("a firewall stands in the way", "err", w)
+	}
+}

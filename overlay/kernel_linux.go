@@ -1,0 +1,329 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"wherry.dev/spec"
+)
+
+// kernel is the host's network as the loop sees it: it is read, and operations
+// are done to it. Safe for concurrent use.
+type kernel interface {
+	// observe reads what is there of ours.
+	observe(q query) (observation, error)
+	// apply does the operations in order and goes on after failures; the i-th
+	// error belongs to the i-th operation. Links are deleted in the background.
+	apply(ops []Op) []error
+	// claim holds every port that it can and says why not for the others.
+	claim(claims []Claim) map[Claim]error
+	// run watches the kernel until ctx ends and calls dirty whenever something
+	// of ours may have changed. It also does the work of the background.
+	run(ctx context.Context, dirty func()) error
+	// close gives up what is held for the process: ports, and the ownership of
+	// the table. Nothing that packets need goes.
+	close()
+}
+
+// query says what of the kernel is to be read.
+type query struct {
+	// links reads the links of the host and what hangs on them, host also
+	// nftables and claims.
+	links, host bool
+	// inside lists the tasks whose namespaces are read too.
+	inside []spec.TaskID
+	// sysctls that are read.
+	sysctls []SysctlKey
+}
+
+// observation is what was read.
+type observation struct {
+	state State
+	// host: all that the query's host asks for was read.
+	host bool
+	// inside holds the tasks whose namespaces could be read.
+	inside map[spec.TaskID]bool
+	// mtu of the device of the default route; 0 when there is none.
+	mtu int
+	// warnings name what others have set up that stands in the way.
+	warnings []string
+}
+
+// watchRetry is the time between two tries to hear the kernel's events.
+const watchRetry = time.Second
+
+// linuxKernel is the kernel of this process's network namespace.
+type linuxKernel struct {
+	node   spec.NodeID
+	log    *slog.Logger
+	spaces *namespaces
+
+	// rt is for the loop, fast for the attaching of tasks, so that the latter
+	// does not wait behind the dumps of the former.
+	rt, fast *netlink.Handle
+	nft      *nftTables
+
+	claimMu sync.Mutex
+	held    map[Claim]int // file descriptors; -1 while only closing connections are in the way
+	holders holderCache
+
+	// ours are the indexes of our links, by which events are told apart.
+	ours atomic.Pointer[map[int]bool]
+	// reap wakes the worker that deletes the links of the doomed group.
+	reap chan struct{}
+}
+
+func newLinuxKernel(node spec.NodeID, spaces *namespaces, log *slog.Logger) (*linuxKernel, error) {
+	rt, err := netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	fast, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		rt.Close()
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return &linuxKernel{
+		node: node, log: log, spaces: spaces, rt: rt, fast: fast,
+		nft: &nftTables{name: tableName(node)}, held: map[Claim]int{}, reap: make(chan struct{}, 1),
+	}, nil
+}
+
+func (k *linuxKernel) run(ctx context.Context, dirty func()) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { k.reaper(ctx) })
+	for ctx.Err() == nil {
+		if err := k.watch(ctx, dirty); err != nil && ctx.Err() == nil {
+			k.log.Warn("cannot hear the kernel's events; looking regularly instead", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(watchRetry):
+			}
+		}
+	}
+	wg.Wait()
+	return nil
+}
+
+func (k *linuxKernel) close() {
+	k.nft.close()
+	k.releaseAll()
+}
+
+func (k *linuxKernel) observe(q query) (observation, error) {
+	o := observation{state: NewState(), inside: map[spec.TaskID]bool{}}
+	var errs []error
+	if q.host || q.links {
+		if err := k.observeLinks(&o); err != nil {
+			return o, err
+		}
+	}
+	if q.host {
+		if err := k.nft.observe(&o); err != nil {
+			return o, err
+		}
+		k.claimMu.Lock()
+		for c := range k.held {
+			o.state.Claims[c] = true
+		}
+		k.claimMu.Unlock()
+		o.host = true
+	}
+	for _, key := range q.sysctls {
+		v, err := k.readSysctl(key)
+		if err == nil {
+			o.state.Sysctls[key] = v
+		} else if !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	for _, t := range q.inside {
+		if err := k.observeInside(t, &o); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return o, errors.Join(errs...)
+}
+
+// dump repeats a dump that the kernel says was interrupted by a change.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	for range 5 {
+		out, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return out, err
+		}
+	}
+	return nil, fmt.Errorf("read the kernel's network: it changes too fast")
+}
+
+func (k *linuxKernel) observeLinks(o *observation) error {
+	links, err := dump(k.rt.LinkList)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	names, mtus, ours := map[int]string{}, map[int]int{}, map[int]bool{}
+	for _, l := range links {
+		a := l.Attrs()
+		names[a.Index], mtus[a.Index] = a.Name, a.MTU
+		ours[a.Index] = k.isOurs(a)
+	}
+	ports, err := k.portFlags(k.rt)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if a := l.Attrs(); ours[a.Index] {
+			link := linkOf(l)
+			link.Alias = a.Alias
+			if link.Kind == kindVeth {
+				link.MAC = "" // of the host's end: nobody cares
+			}
+			if a.MasterIndex != 0 {
+				link.Master, link.Port = names[a.MasterIndex], ports[a.Index]
+			}
+			o.state.Links[LinkID{Name: a.Name}] = link
+		} else {
+			delete(ours, a.Index)
+		}
+	}
+	k.ours.Store(&ours)
+	id := func(index int) (LinkID, bool) { return LinkID{Name: names[index]}, ours[index] }
+	routes, err := observeAddrs(k.rt, &o.state, id)
+	if err != nil {
+		return err
+	}
+	o.mtu = underlayMTU(routes, mtus)
+	fdb, err := dump(func() ([]netlink.Neigh, error) { return k.rt.NeighList(0, unix.AF_BRIDGE) })
+	if err != nil {
+		return fmt.Errorf("list forwarding entries: %w", err)
+	}
+	for _, n := range fdb {
+		if ours[n.LinkIndex] && n.State&netlink.NUD_NOARP != 0 && n.Flags&netlink.NTF_SELF == 0 {
+			o.state.FDB[FDB{names[n.LinkIndex], n.HardwareAddr.String()}] = true
+		}
+	}
+	return nil
+}
+
+// isOurs goes by the group alone while a link is so new that it has no alias.
+func (k *linuxKernel) isOurs(a *netlink.LinkAttrs) bool {
+	return a.Group == linkGroup(k.node) && (a.Alias == "" || strings.HasPrefix(a.Alias, aliasPrefix(k.node)))
+}
+
+func linkOf(l netlink.Link) Link {
+	a := l.Attrs()
+	out := Link{Kind: l.Type(), MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, MAC: a.HardwareAddr.String()}
+	if a.Flags&net.FlagLoopback != 0 {
+		out = Link{Kind: kindLoopback, Up: out.Up}
+	}
+	return out
+}
+
+// observeAddrs adds the IPv4 addresses and routes of the links that id knows,
+// and returns all routes of the main table.
+func observeAddrs(h *netlink.Handle, st *State, id func(int) (LinkID, bool)) ([]netlink.Route, error) {
+	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, unix.AF_INET) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if l, ok := id(a.LinkIndex); ok {
+			st.Addrs[Addr{l, a.IPNet.String()}] = true
+		}
+	}
+	routes, err := dump(func() ([]netlink.Route, error) { return h.RouteList(nil, unix.AF_INET) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		l, ok := id(r.LinkIndex)
+		if !ok {
+			continue
+		}
+		out := Route{Link: l, Dst: "0.0.0.0/0"}
+		if r.Dst != nil {
+			out.Dst = r.Dst.String()
+		}
+		if r.Gw != nil {
+			out.Via = r.Gw.String()
+		} else if r.Src != nil {
+			out.Src = r.Src.String()
+		}
+		st.Routes[out] = true
+	}
+	return routes, nil
+}
+
+// underlayMTU is the MTU of the device of the best default route.
+func underlayMTU(routes []netlink.Route, mtus map[int]int) int {
+	defaults := slices.DeleteFunc(slices.Clone(routes), func(r netlink.Route) bool {
+		return r.Dst != nil && !r.Dst.IP.IsUnspecified() || mtus[r.LinkIndex] == 0
+	})
+	if len(defaults) == 0 {
+		return 0
+	}
+	best := slices.MinFunc(defaults, func(a, b netlink.Route) int { return a.Priority - b.Priority })
+	return mtus[best.LinkIndex]
+}
+
+func (k *linuxKernel) observeInside(t spec.TaskID, o *observation) error {
+	h, err := k.spaces.handle(t)
+	if err != nil {
+		return err
+	}
+	links, err := dump(h.LinkList)
+	if err != nil {
+		return fmt.Errorf("list links of task %s: %w", t, err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+		o.state.Links[LinkID{t, l.Attrs().Name}] = linkOf(l)
+	}
+	id := func(index int) (LinkID, bool) { return LinkID{t, names[index]}, names[index] != "" }
+	if _, err := observeAddrs(h, &o.state, id); err != nil {
+		return fmt.Errorf("task %s: %w", t, err)
+	}
+	o.inside[t] = true
+	return nil
+}
+
+func (k *linuxKernel) readSysctl(key SysctlKey) (string, error) {
+	var v string
+	read := func() error {
+		b, err := os.ReadFile("/proc/sys/" + key.Path)
+		v = strings.Join(strings.Fields(string(b)), " ")
+		return err
+	}
+	if key.NS == "" {
+		return v, read()
+	}
+	err := k.spaces.within(key.NS, read)
+	return v, err
+}
+
+func (k *linuxKernel) writeSysctl(s Sysctl) error {
+	write := func() error { return os.WriteFile("/proc/sys/"+s.Key.Path, []byte(s.Value), 0o644) }
+	if s.Key.NS != "" {
+		return k.spaces.within(s.Key.NS, write)
+	}
+	if err := write(); err != nil {
+		return err
+	}
+	if s.Key.Path == sysctlForward {
+		k.log.Info("switched on IP forwarding of the host", "sysctl", s.Key.Path)
+	}
+	return nil
+}

@@ -1,0 +1,403 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/userdata"
+	mdl "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// nftTables reads and writes the one table of a node. The table is owned by
+// our socket and persists without it where the kernel can do that (6.9): then
+// nobody else's flush touches it, and the next daemon takes it over.
+type nftTables struct {
+	name string
+	// shared keeps the table without an owner, as an older kernel has it.
+	shared bool
+
+	mu   sync.Mutex
+	conn *nftables.Conn
+	raw  *mdl.Conn
+	own  bool // the table has been made or claimed by this socket
+}
+
+// ruleComment is the kind of a rule's user data that holds its comment
+// (NFTNL_UDATA_RULE_COMMENT).
+const ruleComment userdata.Type = 0
+
+// socketBuffer in bytes holds a transaction of some 50,000 elements.
+const socketBuffer = 4 << 20
+
+const (
+	tableOwner   = 0x2 // NFT_TABLE_F_OWNER
+	tablePersist = 0x4 // NFT_TABLE_F_PERSIST
+)
+
+func (n *nftTables) table() *nftables.Table {
+	return &nftables.Table{Name: n.name, Family: nftables.TableFamilyIPv4}
+}
+
+func (n *nftTables) openLocked() error {
+	if n.conn != nil {
+		return nil
+	}
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdl.Conn) error {
+		n.raw = c
+		// A transaction is one write, and its acknowledgements are read after it.
+		return errors.Join(c.SetWriteBuffer(socketBuffer), c.SetReadBuffer(socketBuffer))
+	}))
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	n.conn, n.own = conn, false
+	return nil
+}
+
+// close gives up the ownership; the table stays.
+func (n *nftTables) close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conn != nil {
+		_ = n.conn.CloseLasting()
+		n.conn, n.raw, n.own = nil, nil, false
+	}
+}
+
+// claimLocked makes the table, or takes over one that an earlier process left.
+func (n *nftTables) claimLocked() error {
+	if n.own {
+		return nil
+	}
+	flags := uint32(tableOwner | tablePersist)
+	if n.shared {
+		flags = 0
+	}
+	err := n.newTableLocked(flags)
+	if flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) {
+		// The kernel knows no such flags, or the table was made without.
+		n.shared = true
+		err = n.newTableLocked(0)
+	}
+	if err != nil {
+		return fmt.Errorf("claim nftables table %s: %w", n.name, err)
+	}
+	n.own = true
+	return nil
+}
+
+// newTableLocked sends NEWTABLE with flags, which the library always sends as
+// zero.
+func (n *nftTables) newTableLocked(flags uint32) error {
+	attrs, err := mdl.MarshalAttributes([]mdl.Attribute{
+		{Type: unix.NFTA_TABLE_NAME, Data: []byte(n.name + "\x00")},
+		{Type: unix.NFTA_TABLE_FLAGS, Data: binary.BigEndian.AppendUint32(nil, flags)},
+	})
+	if err != nil {
+		return err
+	}
+	header := func(family byte, resource uint16) []byte {
+		return append([]byte{family, unix.NFNETLINK_V0}, binary.BigEndian.AppendUint16(nil, resource)...)
+	}
+	msgs := []mdl.Message{
+		{Header: mdl.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: mdl.Request}, Data: header(0, unix.NFNL_SUBSYS_NFTABLES)},
+		{
+			Header: mdl.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE, Flags: mdl.Request | mdl.Acknowledge | mdl.Create},
+			Data:   append(header(unix.NFPROTO_IPV4, 0), attrs...),
+		},
+		{Header: mdl.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: mdl.Request}, Data: header(0, unix.NFNL_SUBSYS_NFTABLES)},
+	}
+	if _, err := n.raw.SendMessages(msgs); err != nil {
+		return err
+	}
+	_, err = n.raw.Receive()
+	return err
+}
+
+// observe reads the table, and the chains of others that drop what is
+// forwarded.
+func (n *nftTables) observe(o *observation) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.observeLocked(o); err != nil {
+		// Answers may be left in the socket; the next pass takes a new one.
+		_ = n.conn.CloseLasting()
+		n.conn, n.raw, n.own = nil, nil, false
+		return fmt.Errorf("read nftables: %w", err)
+	}
+	return nil
+}
+
+func (n *nftTables) observeLocked(o *observation) error {
+	if err := n.openLocked(); err != nil {
+		return err
+	}
+	tables, err := n.conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return err
+	}
+	chains, err := n.conn.ListChains()
+	if err != nil {
+		return err
+	}
+	o.warnings = append(o.warnings, foreignDrops(chains, n.name)...)
+	found := false
+	for _, t := range tables {
+		found = found || t.Name == n.name
+	}
+	if !found {
+		n.own = false
+		return nil
+	}
+	if err := n.claimLocked(); err != nil {
+		return err
+	}
+	t := Table{Sets: map[string]Set{}, Chains: map[string]Chain{}}
+	if err := n.readSetsLocked(t); err != nil {
+		return err
+	}
+	for _, c := range chains {
+		if c.Table == nil || c.Table.Name != n.name || c.Table.Family != nftables.TableFamilyIPv4 {
+			continue
+		}
+		rules, err := n.conn.GetRules(n.table(), c)
+		if err != nil {
+			return err
+		}
+		chain := Chain{Hook: hookOf(c)}
+		for _, r := range rules {
+			text, _ := userdata.GetString(r.UserData, ruleComment)
+			chain.Rules = append(chain.Rules, Rule{Text: strings.TrimRight(text, "\x00")})
+		}
+		t.Chains[c.Name] = chain
+	}
+	o.state.Tables[n.name] = t
+	return nil
+}
+
+func (n *nftTables) readSetsLocked(t Table) error {
+	sets, err := n.conn.GetSets(n.table())
+	if err != nil {
+		return err
+	}
+	types := setTypes()
+	for _, s := range sets {
+		out := Set{}
+		t.Sets[s.Name] = out
+		typ, ok := types[s.Name]
+		if !ok {
+			continue // of another version of us: its elements go with it
+		}
+		elems, err := n.conn.GetSetElements(s)
+		if err != nil {
+			return err
+		}
+		for _, e := range elems {
+			out[decode(typ.key, e.Key)] = decode(typ.value, e.Val)
+		}
+	}
+	return nil
+}
+
+func hookOf(c *nftables.Chain) Hook {
+	if c.Hooknum == nil || c.Priority == nil {
+		return Hook{}
+	}
+	names := map[nftables.ChainHook]string{0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
+	return Hook{Type: string(c.Type), Name: names[*c.Hooknum], Priority: int(*c.Priority)}
+}
+
+// foreignDrops names the chains of others that drop by policy what the host
+// forwards.
+func foreignDrops(chains []*nftables.Chain, ours string) []string {
+	var out []string
+	for _, c := range chains {
+		if c.Table == nil || c.Table.Name == ours || hookOf(c).Name != "forward" || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
+			continue
+		}
+		family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyINet: "inet"}[c.Table.Family]
+		if family == "" {
+			continue
+		}
+		out = append(out, fmt.Sprintf("chain %s of nftables table %s %s drops forwarded packets by policy; let the bridges of this node through: nft insert rule %s %s %s iifname \"wbr-*\" accept; the same with oifname",
+			c.Name, family, c.Table.Name, family, c.Table.Name, c.Name))
+	}
+	return out
+}
+
+// transact does operations on nftables as one transaction.
+func (n *nftTables) transact(ops []Op) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.openLocked(); err != nil {
+		return err
+	}
+	if err := n.transactLocked(ops); err != nil {
+		return fmt.Errorf("change nftables, %d operations from %q: %w", len(ops), ops[0], err)
+	}
+	return nil
+}
+
+func (n *nftTables) transactLocked(ops []Op) error {
+	for _, o := range ops {
+		if _, ok := o.Object.(TableChange); !ok || o.Verb != Delete {
+			if err := n.claimLocked(); err != nil {
+				return err
+			}
+			break
+		}
+	}
+	types, elems := setTypes(), newElementBatch(n)
+	for _, o := range ops {
+		if e, ok := o.Object.(Element); ok {
+			if err := elems.add(o.Verb, e, types[e.Set]); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := elems.flush(); err != nil {
+			return err
+		}
+		if err := n.queueLocked(o, types); err != nil {
+			return err
+		}
+	}
+	if err := elems.flush(); err != nil {
+		return err
+	}
+	err := n.conn.Flush()
+	if errors.Is(err, os.ErrPermission) {
+		n.own = false
+	}
+	return err
+}
+
+func (n *nftTables) queueLocked(o Op, types map[string]setType) error {
+	t := n.table()
+	switch x := o.Object.(type) {
+	case TableChange:
+		if o.Verb == Delete {
+			n.conn.DelTable(t)
+			n.own = false
+		}
+	case SetChange:
+		s := nftSet(t, x.Set, types[x.Set])
+		if o.Verb == Delete {
+			n.conn.DelSet(s)
+			return nil
+		}
+		return n.conn.AddSet(s, nil)
+	case *ChainChange:
+		c := nftChain(t, x.Name, x.Chain.Hook)
+		switch o.Verb {
+		case Delete:
+			n.conn.FlushChain(c)
+			n.conn.DelChain(c)
+		case Add:
+			n.conn.AddChain(c)
+		case Replace:
+			n.conn.FlushChain(c)
+			n.conn.DelChain(c)
+			n.conn.AddChain(c)
+		case Change:
+			n.conn.FlushChain(c)
+			for _, r := range x.Chain.Rules {
+				n.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: exprs(r.terms), UserData: userdata.AppendString(nil, ruleComment, r.Text)})
+			}
+		}
+	}
+	return nil
+}
+
+// elementBatch joins operations on elements of one set into one message.
+type elementBatch struct {
+	n    *nftTables
+	verb Verb
+	set  *nftables.Set
+	list []nftables.SetElement
+}
+
+func newElementBatch(n *nftTables) *elementBatch { return &elementBatch{n: n} }
+
+// maxBatch bounds the elements of one message, whose lengths have 16 bits.
+const maxBatch = 500
+
+func (b *elementBatch) add(verb Verb, e Element, t setType) error {
+	if b.set == nil || b.set.Name != e.Set || b.verb != verb || len(b.list) == maxBatch {
+		if err := b.flush(); err != nil {
+			return err
+		}
+		b.verb, b.set = verb, nftSet(b.n.table(), e.Set, t)
+	}
+	key, err := encode(t.key, e.Key)
+	if err != nil {
+		return err
+	}
+	el := nftables.SetElement{Key: key}
+	if len(t.value) > 0 {
+		if el.Val, err = encode(t.value, e.Value); err != nil {
+			return err
+		}
+	}
+	b.list = append(b.list, el)
+	return nil
+}
+
+func (b *elementBatch) flush() error {
+	if len(b.list) == 0 {
+		return nil
+	}
+	list := b.list
+	b.list = nil
+	if b.verb == Delete {
+		return b.n.conn.SetDeleteElements(b.set, list)
+	}
+	return b.n.conn.SetAddElements(b.set, list)
+}
+
+func nftChain(t *nftables.Table, name string, h Hook) *nftables.Chain {
+	c := &nftables.Chain{Name: name, Table: t}
+	if h == (Hook{}) {
+		return c
+	}
+	hooks := map[string]*nftables.ChainHook{
+		"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "forward": nftables.ChainHookForward,
+		"output": nftables.ChainHookOutput, "postrouting": nftables.ChainHookPostrouting,
+	}
+	accept := nftables.ChainPolicyAccept
+	c.Hooknum, c.Type, c.Policy = hooks[h.Name], nftables.ChainType(h.Type), &accept
+	c.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(h.Priority))
+	return c
+}
+
+func nftSet(t *nftables.Table, name string, typ setType) *nftables.Set {
+	s := &nftables.Set{Table: t, Name: name, KeyType: nftType(typ.key), Concatenation: len(typ.key) > 1, IsMap: len(typ.value) > 0}
+	if typ.key[0] == fieldIfname {
+		s.KeyByteOrder = binaryutil.NativeEndian // how nft(8) prints names
+	}
+	if s.IsMap {
+		s.DataType = nftType(typ.value)
+	}
+	return s
+}
+
+func nftType(fields []fieldType) nftables.SetDatatype {
+	types := make([]nftables.SetDatatype, len(fields))
+	for i, f := range fields {
+		types[i] = map[fieldType]nftables.SetDatatype{
+			fieldIfname: nftables.TypeIFName, fieldIPv4: nftables.TypeIPAddr, fieldProto: nftables.TypeInetProto,
+			fieldPort: nftables.TypeInetService, fieldSlot: nftables.TypeMark,
+		}[f]
+	}
+	if len(types) == 1 {
+		return types[0]
+	}
+	return nftables.MustConcatSetType(types...)
+}

@@ -1,0 +1,317 @@
+package overlay
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"wherry.dev/spec"
+)
+
+// State is what the kernel has, or ought to have, of ours. The zero value has
+// nothing. Its text form (String) is sorted and complete, so that two states
+// are equal exactly if their texts are.
+type State struct {
+	Links   map[LinkID]Link
+	Addrs   map[Addr]bool
+	Routes  map[Route]bool
+	FDB     map[FDB]bool
+	Sysctls map[SysctlKey]string
+	Claims  map[Claim]bool
+	// Tables by name; all are of family ip.
+	Tables map[string]Table
+}
+
+// NewState returns a state in which every map can be written to.
+func NewState() State {
+	return State{
+		Links: map[LinkID]Link{}, Addrs: map[Addr]bool{}, Routes: map[Route]bool{}, FDB: map[FDB]bool{},
+		Sysctls: map[SysctlKey]string{}, Claims: map[Claim]bool{}, Tables: map[string]Table{},
+	}
+}
+
+// LinkID names a link. NS is the task whose namespace holds it; empty is the
+// host's.
+type LinkID struct {
+	NS   spec.TaskID
+	Name string
+}
+
+// String returns "NAME", or "TASK/NAME" inside a task's namespace.
+func (l LinkID) String() string {
+	if l.NS == "" {
+		return l.Name
+	}
+	return string(l.NS) + "/" + l.Name
+}
+
+// The kinds of links.
+const (
+	kindBridge   = "bridge"
+	kindVeth     = "veth"
+	kindLoopback = "loopback"
+)
+
+// Link is a network device.
+type Link struct {
+	Kind string
+	// Alias says whose link it is; empty inside a task's namespace.
+	Alias string
+	// MAC in lower-case hex; empty does not care.
+	MAC string
+	// MTU in bytes; 0 does not care.
+	MTU int
+	Up  bool
+	// Master is the bridge whose port it is, with the flags of the port.
+	Master string
+	Port   Port
+	// Peer is the other end of a veth of the host, and PeerMAC its address.
+	// Only wanted states have them: they matter when the pair is made.
+	Peer    LinkID
+	PeerMAC string
+}
+
+func (l Link) String() string {
+	var b strings.Builder
+	b.WriteString(l.Kind)
+	for _, f := range linkFields(l) {
+		if f.value != "" {
+			fmt.Fprintf(&b, " %s", f.text())
+		}
+	}
+	return b.String()
+}
+
+// Port holds the flags of a bridge's port, named as bridge(8) names them.
+type Port struct {
+	Learning, Flood, McastFlood, BcastFlood, NeighSuppress, Locked, Hairpin bool
+}
+
+func (p Port) String() string {
+	var on []string
+	for _, f := range p.flags() {
+		if f.on {
+			on = append(on, f.name)
+		}
+	}
+	if len(on) == 0 {
+		return "none"
+	}
+	return strings.Join(on, ",")
+}
+
+type portFlag struct {
+	name string
+	on   bool
+}
+
+func (p Port) flags() []portFlag {
+	return []portFlag{
+		{"learning", p.Learning},
+		{"flood", p.Flood},
+		{"mcast_flood", p.McastFlood},
+		{"bcast_flood", p.BcastFlood},
+		{"neigh_suppress", p.NeighSuppress},
+		{"locked", p.Locked},
+		{"hairpin", p.Hairpin},
+	}
+}
+
+// linkField is one property of a link as text; an empty value is not compared.
+type linkField struct{ name, value string }
+
+func (f linkField) text() string {
+	if f.name == "state" {
+		return f.value
+	}
+	return f.name + " " + f.value
+}
+
+func linkFields(l Link) []linkField {
+	f := []linkField{{name: "mac", value: l.MAC}, {name: "mtu"}, {name: "state", value: "down"}, {name: "master", value: l.Master}, {name: "port"}, {name: "alias", value: l.Alias}, {name: "peer"}, {name: "peer-mac", value: l.PeerMAC}}
+	if l.MTU > 0 {
+		f[1].value = fmt.Sprint(l.MTU)
+	}
+	if l.Up {
+		f[2].value = "up"
+	}
+	if l.Master != "" {
+		f[4].value = l.Port.String()
+	}
+	if l.Peer != (LinkID{}) {
+		f[6].value = l.Peer.String()
+	}
+	return f
+}
+
+// Addr is an IPv4 address with prefix length on a link.
+type Addr struct {
+	Link LinkID
+	IP   string
+}
+
+func (a Addr) String() string { return fmt.Sprintf("addr %s dev %s", a.IP, a.Link) }
+
+// Route is a route of the main table through a link.
+type Route struct {
+	Link LinkID
+	// Dst is a prefix; 0.0.0.0/0 is the default route.
+	Dst string
+	// Via is the gateway, empty for what is on the link; Src the preferred
+	// source of a route without gateway.
+	Via, Src string
+}
+
+func (r Route) String() string {
+	s := "route " + r.Dst
+	if r.Via != "" {
+		s += " via " + r.Via
+	}
+	s += " dev " + r.Link.String()
+	if r.Src != "" {
+		s += " src " + r.Src
+	}
+	return s
+}
+
+// FDB is a static entry of a bridge's forwarding table: frames for MAC leave
+// by the port Link.
+type FDB struct{ Link, MAC string }
+
+func (f FDB) String() string { return fmt.Sprintf("fdb %s dev %s static", f.MAC, f.Link) }
+
+// SysctlKey names a kernel setting by its path below /proc/sys.
+type SysctlKey struct {
+	NS   spec.TaskID
+	Path string
+}
+
+func (k SysctlKey) String() string {
+	if k.NS == "" {
+		return k.Path
+	}
+	return string(k.NS) + "/" + k.Path
+}
+
+// Claim is a port of the host that is ours: a socket is bound to it.
+type Claim struct {
+	Proto string // tcp or udp
+	// IP is an IPv4 address; 0.0.0.0 is all of them.
+	IP   string
+	Port uint16
+}
+
+func (c Claim) String() string { return fmt.Sprintf("claim %s %s:%d", c.Proto, c.IP, c.Port) }
+
+// Table is an nftables table of family ip.
+type Table struct {
+	Sets   map[string]Set
+	Chains map[string]Chain
+}
+
+// Set is an nftables set or map: elements as text, each with its value in a
+// map. Its name implies its type.
+type Set map[string]string
+
+// Chain is an nftables chain. A chain without hook is only jumped to.
+type Chain struct {
+	Hook  Hook
+	Rules []Rule
+}
+
+// Hook is the place of a base chain.
+type Hook struct {
+	Type, Name string
+	Priority   int
+}
+
+func (h Hook) String() string {
+	if h == (Hook{}) {
+		return "regular"
+	}
+	return fmt.Sprintf("type %s hook %s priority %d", h.Type, h.Name, h.Priority)
+}
+
+// Rule is one rule. Text is the whole of its meaning, and is stored with the
+// rule in the kernel: two rules with equal text are the same rule.
+type Rule struct {
+	Text  string
+	terms []term
+}
+
+// String returns the state as sorted lines.
+func (s State) String() string {
+	var lines []string
+	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	for id, l := range s.Links {
+		add("link %s: %s", id, l)
+	}
+	for a := range s.Addrs {
+		add("%s", a)
+	}
+	for r := range s.Routes {
+		add("%s", r)
+	}
+	for f := range s.FDB {
+		add("%s", f)
+	}
+	for k, v := range s.Sysctls {
+		add("sysctl %s = %s", k, v)
+	}
+	for c := range s.Claims {
+		add("%s", c)
+	}
+	slices.Sort(lines)
+	for _, name := range slices.Sorted(maps.Keys(s.Tables)) {
+		lines = append(lines, s.Tables[name].lines(name)...)
+	}
+	if len(lines) == 0 {
+		return ""
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
+
+func (t Table) lines(name string) []string {
+	lines := []string{"table ip " + name}
+	for _, n := range slices.Sorted(maps.Keys(t.Sets)) {
+		lines = append(lines, "  set "+n)
+		for _, k := range slices.Sorted(maps.Keys(t.Sets[n])) {
+			lines = append(lines, "    "+element(k, t.Sets[n][k]))
+		}
+	}
+	for _, n := range slices.Sorted(maps.Keys(t.Chains)) {
+		lines = append(lines, fmt.Sprintf("  chain %s %s", n, t.Chains[n].Hook))
+		for _, r := range t.Chains[n].Rules {
+			lines = append(lines, "    "+r.Text)
+		}
+	}
+	return lines
+}
+
+func element(key, value string) string {
+	if value == "" {
+		return key
+	}
+	return key + " : " + value
+}
+
+// merge adds everything of o to s.
+func (s State) merge(o State) {
+	maps.Copy(s.Links, o.Links)
+	maps.Copy(s.Addrs, o.Addrs)
+	maps.Copy(s.Routes, o.Routes)
+	maps.Copy(s.FDB, o.FDB)
+	maps.Copy(s.Sysctls, o.Sysctls)
+	maps.Copy(s.Claims, o.Claims)
+	maps.Copy(s.Tables, o.Tables)
+}
+
+// dropLinks removes from s, in place, every link for which drop holds and what
+// hangs on it.
+func (s State) dropLinks(drop func(LinkID) bool) {
+	maps.DeleteFunc(s.Links, func(l LinkID, _ Link) bool { return drop(l) })
+	maps.DeleteFunc(s.Addrs, func(a Addr, _ bool) bool { return drop(a.Link) })
+	maps.DeleteFunc(s.Routes, func(r Route, _ bool) bool { return drop(r.Link) })
+	maps.DeleteFunc(s.FDB, func(f FDB, _ bool) bool { return drop(LinkID{Name: f.Link}) })
+}
