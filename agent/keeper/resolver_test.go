@@ -1,0 +1,275 @@
+package keeper
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"wherry.dev/spec"
+)
+
+// startResolver serves v on loopback within the test.
+func startResolver(t testing.TB, v *view) (string, *resolver, *counters) {
+	t.Helper()
+	s, err := openLoopback(emptyFile(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := new(counters)
+	r := newResolver(spec.Resolver{Task: "1-1"}, s, v, newExchanger("/dev/null"), c)
+	r.serve()
+	t.Cleanup(r.close)
+	return s.udp.LocalAddr().String(), r, c
+}
+
+func TestResolver(t *testing.T) {
+	up := newFakeServer(t, says("1.1.1.1"))
+	v := testView()
+	v.upstream = append(v.upstream, addrPort(up.addr))
+	server, _, _ := startResolver(t, v)
+	for _, network := range []string{"udp", "tcp"} {
+		for _, x := range []struct{ name, want string }{
+			{"web", "NOERROR 10.0.1.2 10.0.1.3"}, {"example.com", "NOERROR 1.1.1.1"}, {"nothing", "NXDOMAIN"},
+		} {
+			if got, err := lookup(server, network, x.name, dns.TypeA); got != x.want {
+				t.Errorf("%s over %s: got %s, %v, want %s", x.name, network, got, err, x.want)
+			}
+		}
+	}
+	// A name of the cluster never leaves it.
+	if n := up.udp.Load(); n != 2 {
+		t.Errorf("the upstream server was asked %d times", n)
+	}
+}
+
+// flood sends n different questions from one socket at once and counts the
+// answers by code.
+func flood(t testing.TB, server string, n int, name func(i int) string, patience time.Duration) map[string]int {
+	t.Helper()
+	c, err := net.Dial("udp", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) != nil {
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<20)
+		}
+	})
+	for i := range n {
+		m := new(dns.Msg).SetQuestion(name(i), dns.TypeA)
+		m.Id = uint16(i)
+		if _, err := c.Write(packed(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := map[string]int{}
+	c.SetReadDeadline(time.Now().Add(patience))
+	buf := make([]byte, 65536)
+	for range n {
+		k, err := c.Read(buf)
+		if err != nil {
+			break
+		}
+		r := new(dns.Msg)
+		if err := r.Unpack(buf[:k]); err != nil {
+			t.Fatal(err)
+		}
+		got[dns.RcodeToString[r.Rcode]]++
+	}
+	return got
+}
+
+// TestSlowUpstream: ten thousand lookups at once of names of the cluster are
+// all answered, while two thousand others wait for a server that is silent.
+func TestSlowUpstream(t *testing.T) {
+	up := newFakeServer(t, silent)
+	v := testView()
+	v.upstream = append(v.upstream, addrPort(up.addr))
+	server, r, c := startResolver(t, v)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		got := flood(t, server, maxForwards+500, func(i int) string { return fmt.Sprintf("n%d.example.com.", i) }, 10*time.Second)
+		if got["SERVFAIL"] != maxForwards+500 {
+			t.Errorf("of the silent server: %v", got)
+		}
+	})
+	eventually(t, "many queries wait", func() bool { return r.forwards.Load() >= maxForwards })
+	began := time.Now()
+	got := flood(t, server, 10_000, func(int) string { return "web." }, 10*time.Second)
+	if got["NOERROR"] != 10_000 {
+		t.Errorf("of the cluster's names: %v", got)
+	}
+	t.Logf("10,000 answers in %v", time.Since(began))
+	wg.Wait()
+	if n := c.failed.Load(); n != maxForwards+500 {
+		t.Errorf("%d queries failed", n)
+	}
+}
+
+func TestPipeline(t *testing.T) {
+	slow := newFakeServer(t, func(q *dns.Msg, tcp bool) [][]byte {
+		return [][]byte{answerWith(q, "1.1.1.1")}
+	})
+	v := testView()
+	v.upstream = append(v.upstream, addrPort(slow.addr))
+	server, _, _ := startResolver(t, v)
+	c, err := net.Dial("tcp", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	const n = 500
+	go func() {
+		for i := range n {
+			q := new(dns.Msg).SetQuestion([]string{"web.", "example.com."}[i%2], dns.TypeA)
+			q.Id = uint16(i)
+			b := packed(q)
+			c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
+		}
+	}()
+	seen := map[uint16]string{}
+	for range n {
+		var size [2]byte
+		if _, err := io.ReadFull(c, size[:]); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, binary.BigEndian.Uint16(size[:]))
+		if _, err := io.ReadFull(c, b); err != nil {
+			t.Fatal(err)
+		}
+		r := new(dns.Msg)
+		if err := r.Unpack(b); err != nil {
+			t.Fatal(err)
+		}
+		seen[r.Id] = describe(r)
+	}
+	for i := range n {
+		if want := []string{"NOERROR 10.0.1.2 10.0.1.3", "NOERROR 1.1.1.1"}[i%2]; seen[uint16(i)] != want {
+			t.Fatalf("question %d: got %q, want %s", i, seen[uint16(i)], want)
+		}
+	}
+}
+
+// TestManyConns: connections beyond the limit are closed, and the others work.
+func TestManyConns(t *testing.T) {
+	server, r, _ := startResolver(t, testView())
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	for range maxConns {
+		c, err := net.Dial("tcp", server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+	}
+	eventually(t, "all are open", func() bool { return r.conns.Load() == maxConns })
+	c, err := net.Dial("tcp", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns = append(conns, c)
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+		t.Errorf("one too many: %v", err)
+	}
+	dc := dns.Conn{Conn: conns[0]}
+	dc.WriteMsg(new(dns.Msg).SetQuestion("web.", dns.TypeA))
+	if m, err := dc.ReadMsg(); err != nil || len(m.Answer) != 2 {
+		t.Errorf("one of the others: %v, %v", m, err)
+	}
+}
+
+// TestPause: what arrives during a pause is answered after it, and what was
+// begun before it during it.
+func TestPause(t *testing.T) {
+	release := make(chan struct{})
+	up := newFakeServer(t, func(q *dns.Msg, tcp bool) [][]byte {
+		<-release
+		return [][]byte{answerWith(q, "1.1.1.1")}
+	})
+	v := testView()
+	v.upstream = append(v.upstream, addrPort(up.addr))
+	server, r, _ := startResolver(t, v)
+	results := make(chan string, 2)
+	go func() {
+		got, err := lookup(server, "udp", "example.com", dns.TypeA)
+		results <- fmt.Sprint(got, err)
+	}()
+	eventually(t, "the query is under way", func() bool { return r.forwards.Load() == 1 && up.udp.Load() == 1 })
+	r.pause()
+	close(release)
+	if got := <-results; got != "NOERROR 1.1.1.1<nil>" {
+		t.Errorf("begun before the pause: %s", got)
+	}
+	go func() {
+		got, err := lookup(server, "udp", "db", dns.TypeA)
+		results <- fmt.Sprint(got, err)
+	}()
+	eventually(t, "the query waits", func() bool {
+		n := 0
+		raw, _ := r.sockets.udp.SyscallConn()
+		raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+		return n > 0
+	})
+	r.serve()
+	if got := <-results; got != "NOERROR 10.0.1.9<nil>" {
+		t.Errorf("begun during the pause: %s", got)
+	}
+	r.pause()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	r.finish(ctx)
+	if ctx.Err() != nil {
+		t.Error("a resolver without open work lingers")
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	server, _, _ := startResolver(b, testView())
+	b.RunParallel(func(pb *testing.PB) {
+		c, err := net.Dial("udp", server)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		defer c.Close()
+		packet := packed(new(dns.Msg).SetQuestion("web.", dns.TypeA))
+		buf := make([]byte, 512)
+		for pb.Next() {
+			c.Write(packet)
+			c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if _, err := c.Read(buf); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}
+
+func BenchmarkRespond(b *testing.B) {
+	v := testView()
+	packet := packed(new(dns.Msg).SetQuestion("web.", dns.TypeA))
+	buf := make([]byte, maxUDP+1)
+	b.ReportAllocs()
+	for b.Loop() {
+		v.respond(packet, buf, false)
+	}
+}

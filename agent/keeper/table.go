@@ -1,0 +1,194 @@
+package keeper
+
+import (
+	"net/netip"
+	"strings"
+
+	"wherry.dev/spec"
+)
+
+// zone is the searchable form of a spec.NameTable. It is never modified once
+// it is built.
+type zone struct {
+	// names by lower-case name without trailing dot. An entry without
+	// addresses is a name of the cluster that nothing answers for right now.
+	names map[string]addresses
+	// owners are the names that reverse lookups answer with.
+	owners map[netip.Addr]string
+}
+
+type addresses struct{ v4, v6 []netip.Addr }
+
+func (a addresses) len() int { return len(a.v4) + len(a.v6) }
+
+// newZone builds a zone. Addresses that do not parse are left out: a bad entry
+// must not cost the good ones.
+func newZone(names []spec.Name) *zone {
+	z := &zone{
+		names:  make(map[string]addresses, len(names)),
+		owners: make(map[netip.Addr]string),
+	}
+	for _, n := range names {
+		key := canonical(n.Name)
+		if key == "" {
+			continue
+		}
+		a := z.names[key]
+		for _, s := range n.Addresses {
+			ip, ok := parseAddress(s)
+			if !ok {
+				continue
+			}
+			if ip.Is4() {
+				a.v4 = append(a.v4, ip)
+			} else {
+				a.v6 = append(a.v6, ip)
+			}
+		}
+		z.names[key] = a
+	}
+	for name, a := range z.names {
+		for _, ips := range [][]netip.Addr{a.v4, a.v6} {
+			for _, ip := range ips {
+				if old, ok := z.owners[ip]; !ok || z.better(name, old) {
+					z.owners[ip] = name
+				}
+			}
+		}
+	}
+	return z
+}
+
+// parseAddress accepts "address" and "address/bits".
+func parseAddress(s string) (netip.Addr, bool) {
+	s, _, _ = strings.Cut(s, "/")
+	ip, err := netip.ParseAddr(s)
+	return ip.Unmap(), err == nil && ip.Zone() == ""
+}
+
+// better reports whether a says more about an address than b does: the task's
+// own name before a service's, a name of few addresses before one of many,
+// a plain name before "tasks.NAME", then the shorter. The order is total, so
+// that all hosts give the same answer.
+func (z *zone) better(a, b string) bool {
+	if ta, tb := isTaskName(a), isTaskName(b); ta != tb {
+		return ta
+	}
+	if la, lb := z.names[a].len(), z.names[b].len(); la != lb {
+		return la < lb
+	}
+	if pa, pb := strings.HasPrefix(a, tasksPrefix), strings.HasPrefix(b, tasksPrefix); pa != pb {
+		return pb
+	}
+	if len(a) != len(b) {
+		return len(a) < len(b)
+	}
+	return a < b
+}
+
+const tasksPrefix = "tasks."
+
+// isTaskName reports whether name has the form STACK.SERVICE.SLOT.
+func isTaskName(name string) bool {
+	return strings.Count(name, ".") >= 2 && !strings.HasPrefix(name, tasksPrefix)
+}
+
+// canonical is the form in which names are compared.
+func canonical(name string) string {
+	return strings.ToLower(strings.TrimSuffix(name, "."))
+}
+
+// zones holds the tables of all networks.
+type zones map[spec.NetworkID]*zone
+
+func newZones(tables []spec.NameTable) zones {
+	zs := make(zones, len(tables))
+	for _, t := range tables {
+		zs[t.Network] = newZone(t.Names)
+	}
+	return zs
+}
+
+// view is what one resolver may see: it is immutable and replaced as a whole.
+type view struct {
+	zones []*zone
+	// upstream servers; empty is what the host's resolv.conf names.
+	upstream []netip.AddrPort
+}
+
+func (zs zones) view(r spec.Resolver) *view {
+	v := &view{}
+	for _, n := range r.Networks {
+		if z := zs[n]; z != nil {
+			v.zones = append(v.zones, z)
+		}
+	}
+	for _, s := range r.Upstream {
+		if ap, ok := parseServer(s); ok {
+			v.upstream = append(v.upstream, ap)
+		}
+	}
+	return v
+}
+
+// parseServer accepts "address" and "address:port".
+func parseServer(s string) (netip.AddrPort, bool) {
+	if ip, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(ip, 53), true
+	}
+	ap, err := netip.ParseAddrPort(s)
+	return ap, err == nil
+}
+
+// lookup finds a canonical name. The first network that knows it wins; one on
+// which it has addresses is preferred to one on which it is known without.
+func (v *view) lookup(name string) (a addresses, known bool) {
+	for _, z := range v.zones {
+		b, ok := z.names[name]
+		if !ok {
+			continue
+		}
+		known = true
+		if b.len() > 0 {
+			return b, true
+		}
+	}
+	return a, known
+}
+
+// owner finds the name of an address.
+func (v *view) owner(ip netip.Addr) (string, bool) {
+	for _, z := range v.zones {
+		if name, ok := z.owners[ip]; ok {
+			return name, true
+		}
+	}
+	return "", false
+}
+
+// reverseAddress is the address that a reverse name ("4.3.2.1.in-addr.arpa")
+// asks for.
+func reverseAddress(name string) (netip.Addr, bool) {
+	if s, ok := strings.CutSuffix(name, ".in-addr.arpa"); ok {
+		labels := strings.Split(s, ".")
+		if len(labels) != 4 {
+			return netip.Addr{}, false
+		}
+		ip, err := netip.ParseAddr(labels[3] + "." + labels[2] + "." + labels[1] + "." + labels[0])
+		return ip, err == nil
+	}
+	s, ok := strings.CutSuffix(name, ".ip6.arpa")
+	if !ok || len(s) != 63 {
+		return netip.Addr{}, false
+	}
+	var b [16]byte
+	for i := range 32 {
+		c := s[62-2*i]
+		d := strings.IndexByte("0123456789abcdef", c)
+		if d < 0 || i < 31 && s[62-2*i-1] != '.' {
+			return netip.Addr{}, false
+		}
+		b[i/2] = b[i/2]<<4 | byte(d)
+	}
+	return netip.AddrFrom16(b), true
+}
