@@ -1,0 +1,259 @@
+//go:build e2e
+
+package containerd
+
+import (
+	"context"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"wherry.dev/agent"
+	"wherry.dev/spec"
+	"wherry.dev/tests/images"
+)
+
+// endWhenTold is a line for a shell that ends with a code once the file exists
+// in its volume.
+const endWhenTold = "while [ ! -e /sig/end ]; do sleep 0.02; done; exit 42"
+
+func (h *host) withSignal(c agent.Container) (agent.Container, func()) {
+	h.t.Helper()
+	dir, err := os.MkdirTemp(h.dir, "sig")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	c.Mounts = append(c.Mounts, agent.Mount{Source: dir, Target: "/sig"})
+	return c, func() {
+		if err := os.WriteFile(dir+"/end", nil, 0o644); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
+// running reports whether a process runs; a zombie does not.
+func running(pid int) bool {
+	_, state, _, ok := procStat(pid)
+	return ok && state != 'Z'
+}
+
+func (h *host) killChild() {
+	h.t.Helper()
+	pid := h.childPID()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		h.t.Fatal(err)
+	}
+	waitFor(h.t, "containerd to be dead", func() bool { return !running(pid) })
+}
+
+// abandon is the SIGKILL of a daemon: its child is left alone.
+func (h *host) abandon() {
+	h.daemon.c.KeepChild = true
+	h.cancel()
+	<-h.done
+	h.cancel = nil
+}
+
+func TestContainerdKilled(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	stays := h.container("1-1", img, command("while :; do sleep 1; done"))
+	pid := h.runTask(stays)
+	ends, end := h.withSignal(h.container("1-2", img, command(endWhenTold)))
+	h.runTask(ends)
+	oom := h.container("1-3", img, command("sleep 0.3; tail /dev/zero"))
+	oom.Template.Resources.Memory = 16 << 20
+	oom.Template.Resources.MemorySwap = 16 << 20
+	h.runTask(oom)
+
+	changed := h.rt.Changed()
+	h.killChild()
+	end()
+	waitFor(t, "the end to be on record", func() bool { _, ok := readExit(h.rt.records(), "1-2"); return ok })
+	waitFor(t, "the other end to be on record", func() bool { _, ok := readExit(h.rt.records(), "1-3"); return ok })
+	if s := h.await("1-2", agent.RunStopped); s.ExitCode != 42 || s.Ended.IsZero() || s.OOM {
+		t.Errorf("ended while containerd was down: %+v, want exit code 42", s)
+	}
+	if s := h.await("1-3", agent.RunStopped); s.ExitCode != 137 || !s.OOM {
+		t.Errorf("killed for its memory while containerd was down: %+v, want 137 and OOM", s)
+	}
+	if s := h.state("1-1"); s.State != agent.RunRunning || s.PID != pid {
+		t.Errorf("running all the time: %+v, want PID %d", s, pid)
+	}
+	select {
+	case <-changed:
+	case <-time.After(10 * time.Second):
+		t.Error("nobody was told to look again")
+	}
+	// Both can be started anew, and the first goes on.
+	if _, err := h.rt.Start(context.Background(), "1-2"); err != nil {
+		t.Error(err)
+	}
+	if code, err := h.rt.Exec(context.Background(), "1-1", agent.Exec{Args: []string{"/bin/true"}}); err != nil || code != 0 {
+		t.Errorf("exec after the restart: %d, %v", code, err)
+	}
+}
+
+func TestDaemonRestart(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	pid := h.runTask(h.container("1-1", img, command("while :; do sleep 1; done")))
+	ends, end := h.withSignal(h.container("1-2", img, command(endWhenTold)))
+	h.runTask(ends)
+	child := h.childPID()
+
+	h.abandon()
+	end()
+	waitFor(t, "the end", func() bool { _, ok := readExit(recordsDir(h.data()), "1-2"); return ok })
+	h.start()
+	if h.childPID() != child {
+		t.Errorf("the orphan %d was not adopted, %d runs", child, h.childPID())
+	}
+	if s := h.state("1-2"); s.State != agent.RunStopped || s.ExitCode != 42 {
+		t.Errorf("ended while the daemon was down: %+v", s)
+	}
+	if s := h.state("1-1"); s.State != agent.RunRunning || s.PID != pid {
+		t.Errorf("running all the time: %+v, want PID %d", s, pid)
+	}
+	// An adopted child is watched like any other.
+	h.killChild()
+	waitFor(t, "a new containerd", func() bool {
+		var r childRecord
+		return readRecord(h.daemon.pidFile(), &r) && r.PID != child
+	})
+	if s := h.await("1-1", agent.RunRunning); s.PID != pid {
+		t.Errorf("after the death of the adopted child: %+v", s)
+	}
+
+	// A clean end stops the child and leaves the containers.
+	child = h.childPID()
+	h.cancel()
+	<-h.done
+	h.cancel = nil
+	if running(child) {
+		t.Error("containerd still runs after a clean end")
+	}
+	if !running(pid) {
+		t.Error("the container has ended with the daemon")
+	}
+	h.start()
+	if s := h.await("1-1", agent.RunRunning); s.PID != pid {
+		t.Errorf("after a clean restart: %+v", s)
+	}
+}
+
+func TestOrphanOfAnotherVersion(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	pid := h.runTask(h.container("1-1", img, command("while :; do sleep 1; done")))
+	child := h.childPID()
+	h.abandon()
+	var r childRecord
+	if !readRecord(h.daemon.pidFile(), &r) {
+		t.Fatal("no record of the child")
+	}
+	r.Version = "older"
+	if err := writeRecord(h.daemon.pidFile(), r); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if h.childPID() == child || running(child) {
+		t.Errorf("containerd %d of another version was kept", child)
+	}
+	if s := h.await("1-1", agent.RunRunning); s.PID != pid {
+		t.Errorf("the container was not kept: %+v", s)
+	}
+}
+
+func TestForeignProcessIsNotAdopted(t *testing.T) {
+	h := newHost(t)
+	h.stop()
+	// The PID is used again by another process, which must be left alone.
+	rec := childRecord{PID: os.Getpid(), Birth: 1, Boot: bootID(), Version: "x"}
+	if err := writeRecord(h.daemon.pidFile(), rec); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if h.childPID() == os.Getpid() {
+		t.Error("adopted a process that is no containerd")
+	}
+}
+
+func TestShimKilled(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	c := h.container("1-1", img, command("while :; do sleep 1; done"))
+	h.runTask(c)
+	run, ok := readRun(h.rt.records(), "1-1")
+	if !ok || run.Shim <= 1 {
+		t.Fatalf("no record of the shim: %+v", run)
+	}
+	if err := killProcess(run.Shim, run.ShimBirth); err != nil {
+		t.Fatal(err)
+	}
+	if s := h.await("1-1", agent.RunStopped); s.ExitCode != 137 {
+		t.Errorf("after the death of its shim: %+v", s)
+	}
+	if _, err := h.rt.Start(context.Background(), "1-1"); err != nil {
+		t.Errorf("start after the death of the shim: %v", err)
+	}
+}
+
+func TestHungShim(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	pid := h.runTask(h.container("1-1", img, command("while :; do sleep 1; done")))
+	run, _ := readRun(h.rt.records(), "1-1")
+	if err := syscall.Kill(run.Shim, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	h.runTask(h.container("1-2", img, command("exit 3")))
+	if s := h.await("1-2", agent.RunStopped); s.ExitCode != 3 {
+		t.Errorf("beside a hung shim: %+v", s)
+	}
+	if d := time.Since(begin); d > 8*time.Second {
+		t.Errorf("a hung shim held up another task for %v", d)
+	}
+	if s := h.state("1-1"); s.State != agent.RunRunning || s.PID != pid {
+		t.Errorf("behind a hung shim: %+v, want running with PID %d", s, pid)
+	}
+	if err := h.rt.Remove(context.Background(), "1-1"); err != nil {
+		t.Fatal(err)
+	}
+	if running(pid) || running(run.Shim) {
+		t.Error("processes are left over")
+	}
+	if s := h.state("1-1"); s.Task != "" {
+		t.Errorf("still there after the removal: %+v", s)
+	}
+}
+
+func TestTwoHosts(t *testing.T) {
+	a, b := newHost(t), newHost(t)
+	imgA, imgB := a.load(nil, images.Config{}), b.load(nil, images.Config{})
+	pidA := a.runTask(a.container("1-1", imgA, command("while :; do sleep 1; done")))
+	pidB := b.runTask(b.container("1-1", imgB, command("while :; do sleep 1; done")))
+	if err := b.rt.Remove(context.Background(), "1-1"); err != nil {
+		t.Fatal(err)
+	}
+	if s := a.state("1-1"); s.PID != pidA || pidA == pidB {
+		t.Errorf("the other host's task: %+v, want PID %d", s, pidA)
+	}
+}
+
+func TestOOM(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	limited := command("tail /dev/zero")
+	limited.Resources = spec.Resources{Memory: 16 << 20, MemorySwap: 16 << 20}
+	h.runTask(h.container("1-1", img, limited))
+	if s := h.await("1-1", agent.RunStopped); !s.OOM || s.ExitCode != 137 {
+		t.Errorf("past its memory: %+v, want OOM and 137", s)
+	}
+	h.runTask(h.container("1-2", img, command("kill -9 $$; exit 9")))
+	if s := h.await("1-2", agent.RunStopped); s.OOM {
+		t.Errorf("without a limit: %+v, want no OOM", s)
+	}
+}
