@@ -1,0 +1,264 @@
+package compose
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/compose-spec/compose-go/v2/types"
+
+	"wherry.dev/spec"
+)
+
+// defaultConfigMode is the mode of configs that say nothing else.
+const defaultConfigMode = 0o444
+
+// relativeBind is what becomes of a path of the client, which no node has: a
+// read-only content, or a volume that the content seeds.
+type relativeBind struct {
+	name    string // as written
+	abs     string
+	writers bool // some service may write to it
+	content spec.ContentID
+	volume  string
+	refusal string
+	hint    string
+	note    string
+}
+
+// surveyBinds decides for every relative path what it becomes, for all
+// services alike.
+func (c *conversion) surveyBinds(services []string) {
+	for _, name := range services {
+		for _, v := range c.p.Services[name].Volumes {
+			if v.Type != types.VolumeTypeBind || !isRelative(v.Source) {
+				continue
+			}
+			abs := c.resolve(v.Source)
+			b := c.binds[abs]
+			if b == nil {
+				b = &relativeBind{name: v.Source, abs: abs}
+				c.binds[abs] = b
+			}
+			b.writers = b.writers || !v.ReadOnly
+		}
+	}
+	for _, abs := range sortedKeys(c.binds) {
+		c.decideBind(c.binds[abs])
+	}
+}
+
+// windowsPath begins with a drive.
+var windowsPath = regexp.MustCompile(`^[A-Za-z]:[\\/]|^\\\\`)
+
+func isRelative(source string) bool {
+	return source != "" && !filepath.IsAbs(source) && !windowsPath.MatchString(source)
+}
+
+// bindVolumeName derives the name of a volume from the path it stands for: a
+// readable part, and a hash that keeps different paths apart.
+func bindVolumeName(source string) string {
+	source = filepath.ToSlash(filepath.Clean(source))
+	sum := sha256.Sum256([]byte(source))
+	slug := strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(source), "-"), "-")
+	if len(slug) > 40 {
+		slug = slug[len(slug)-40:]
+	}
+	return "bind-" + strings.TrimLeft(slug+"-"+hex.EncodeToString(sum[:])[:6], "-")
+}
+
+func (c *conversion) mounts(at path, s types.ServiceConfig) []spec.Mount {
+	var out []spec.Mount
+	for i, v := range s.Volumes {
+		if m, ok := c.mount(c.volumePath(at, i, v), v); ok {
+			out = append(out, m)
+		}
+	}
+	for _, t := range s.Tmpfs {
+		target, opts, _ := strings.Cut(t, ":")
+		m := spec.Mount{Type: spec.MountTmpfs, Target: filepath.Clean(target)}
+		if opts != "" {
+			m.Options = strings.Split(opts, ",")
+		}
+		out = append(out, m)
+	}
+	for i, conf := range s.Configs {
+		if m, ok := c.config(at.key("configs").index(i), conf); ok {
+			out = append(out, m)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b spec.Mount) int { return cmp.Compare(a.Target, b.Target) })
+	return out
+}
+
+// volumePath is where a mount was written. Merged files may have changed the
+// order, so the target decides.
+func (c *conversion) volumePath(at path, i int, v types.ServiceVolumeConfig) path {
+	at = at.key("volumes")
+	list := c.tree.get(at...)
+	if list == nil {
+		return at
+	}
+	for j := range list.items {
+		j = (i + j) % len(list.items)
+		item := list.items[j]
+		target := c.substitute(item.get("target").text())
+		if item.kind == scalarNode {
+			parts := strings.Split(c.substitute(item.text()), ":")
+			target = parts[0]
+			if len(parts) > 1 {
+				target = parts[1]
+			}
+		}
+		if filepath.Clean(target) == filepath.Clean(v.Target) {
+			return at.index(j)
+		}
+	}
+	return at
+}
+
+func (c *conversion) mount(at path, v types.ServiceVolumeConfig) (spec.Mount, bool) {
+	m := spec.Mount{Type: spec.MountType(v.Type), Source: v.Source, Target: v.Target, ReadOnly: v.ReadOnly}
+	if !filepath.IsAbs(v.Target) {
+		c.refuse(at, "", "the target %q is not an absolute path of the container", v.Target)
+		return m, false
+	}
+	switch v.Type {
+	case types.VolumeTypeVolume:
+		if v.Source != "" {
+			c.usedVolumes[v.Source] = true
+		}
+		if v.Volume != nil {
+			m.NoCopy, m.Subpath = v.Volume.NoCopy, v.Volume.Subpath
+		}
+		if m.Subpath != "" && (filepath.IsAbs(m.Subpath) || !filepath.IsLocal(m.Subpath)) {
+			c.refuse(at, "", "the subpath %q leaves the volume", m.Subpath)
+		}
+		if m.Source == "" && m.Subpath != "" {
+			c.refuse(at, "name the volume", "an anonymous volume has no subpath")
+		}
+		return m, true
+	case types.VolumeTypeTmpfs:
+		m.Source = ""
+		if v.Tmpfs != nil {
+			m.Size = int64(v.Tmpfs.Size)
+			if v.Tmpfs.Mode != 0 {
+				mode := v.Tmpfs.Mode & 0o7777
+				m.Mode = &mode
+			}
+		}
+		return m, true
+	case types.VolumeTypeBind:
+		return c.bindMount(at, v, m)
+	}
+	c.refuse(at, "use a volume, a bind or a tmpfs", "mounts of type %s: %s", v.Type, notBuilt)
+	return m, false
+}
+
+func (c *conversion) bindMount(at path, v types.ServiceVolumeConfig, m spec.Mount) (spec.Mount, bool) {
+	if windowsPath.MatchString(v.Source) {
+		c.refuse(at, "use a path of the node or a volume", "%q is a path of Windows", v.Source)
+		return m, false
+	}
+	if v.Source == "" {
+		c.refuse(at, "set source", "a bind needs a source")
+		return m, false
+	}
+	if v.Bind != nil {
+		m.Propagation, m.MustExist = v.Bind.Propagation, !bool(v.Bind.CreateHostPath)
+		switch v.Bind.Recursive {
+		case "", "enabled":
+		case "disabled":
+			m.NonRecursive = true
+		default:
+			c.refuse(at, "use disabled, or leave it out", "recursive: %s: %s", v.Bind.Recursive, notBuilt)
+		}
+	}
+	if !isRelative(v.Source) {
+		m.Source = filepath.Clean(v.Source)
+		if strings.HasSuffix(m.Source, "/docker.sock") {
+			c.note(at, "%s is the socket of a Docker engine on the node, if it has one; it shows Docker's containers, not those of Wherry, and gives root on the node", m.Source)
+		}
+		return m, true
+	}
+	return c.relative(at, m)
+}
+
+// relative turns the mount of a path of the client into that of a content or a
+// volume.
+func (c *conversion) relative(at path, m spec.Mount) (spec.Mount, bool) {
+	b := c.binds[c.resolve(m.Source)]
+	switch {
+	case b == nil:
+		return m, false
+	case b.refusal != "":
+		c.refuse(at, b.hint, "%s", b.refusal)
+		return m, false
+	case m.MustExist && !exists(b.abs):
+		c.refuse(at, "create it, or remove create_host_path: false", "the path %s does not exist", b.name)
+		return m, false
+	}
+	c.note(at, "%s", b.note)
+	out := spec.Mount{Type: spec.MountContent, Target: m.Target, ReadOnly: true, Content: b.content}
+	if b.volume != "" {
+		out = spec.Mount{Type: spec.MountVolume, Source: b.volume, Target: m.Target, ReadOnly: m.ReadOnly}
+	}
+	return out, true
+}
+
+// config mounts a config as content.
+func (c *conversion) config(at path, ref types.ServiceConfigObjConfig) (spec.Mount, bool) {
+	conf, ok := c.p.Configs[ref.Source]
+	if !ok || bool(conf.External) {
+		return spec.Mount{}, false // refused by checkConsistency or by the table
+	}
+	m := spec.Mount{Type: spec.MountContent, Target: ref.Target, ReadOnly: true}
+	switch {
+	case m.Target == "":
+		m.Target = "/" + ref.Source
+	case !filepath.IsAbs(m.Target):
+		m.Target = "/" + m.Target
+	}
+	m.Target = filepath.Clean(m.Target)
+	mode := uint32(defaultConfigMode)
+	if ref.Mode != nil {
+		mode = uint32(*ref.Mode) & 0o7777
+	}
+	m.Mode = &mode
+	m.UID = c.id(at.key("uid"), ref.UID)
+	m.GID = c.id(at.key("gid"), ref.GID)
+	top := path{"configs", ref.Source}
+	switch {
+	case conf.File != "":
+		m.Content, ok = c.fileContent(top.key("file"), conf.File)
+	case conf.Environment != "":
+		value, set := c.p.Environment[conf.Environment]
+		if !set {
+			c.refuse(top.key("environment"), "set it in the environment", "the variable %s is not set", conf.Environment)
+			return m, false
+		}
+		m.Content, ok = c.textContent(top.key("environment"), value)
+	default:
+		m.Content, ok = c.textContent(top.key("content"), conf.Content)
+	}
+	return m, ok
+}
+
+// id reads a numeric user or group.
+func (c *conversion) id(at path, s string) *uint32 {
+	if s == "" {
+		return nil
+	}
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		c.refuse(at, "", "%q is not a numeric ID", s)
+		return nil
+	}
+	id := uint32(n)
+	return &id
+}

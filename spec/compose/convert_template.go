@@ -1,0 +1,463 @@
+package compose
+
+import (
+	"fmt"
+	"maps"
+	"math/big"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/compose-spec/compose-go/v2/types"
+
+	"wherry.dev/spec"
+)
+
+// Defaults of Compose that the files may leave out.
+const (
+	defaultGrace         = 10 * time.Second
+	defaultInterval      = 30 * time.Second
+	defaultTimeout       = 30 * time.Second
+	defaultStartInterval = 5 * time.Second
+	defaultRetries       = 3
+)
+
+// swarmPlaceholder is a template that only Swarm fills in.
+var swarmPlaceholder = regexp.MustCompile(`\{\{\s*\.(Node|Service|Task)\.`)
+
+func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
+	t := spec.Template{
+		Platform:    c.platform(at.key("platform"), s.Platform),
+		Entrypoint:  s.Entrypoint,
+		Command:     s.Command,
+		Env:         c.environment(at, s),
+		User:        s.User,
+		GroupAdd:    s.GroupAdd,
+		WorkingDir:  s.WorkingDir,
+		Hostname:    s.Hostname,
+		Domainname:  s.DomainName,
+		TTY:         s.Tty,
+		StdinOpen:   s.StdinOpen,
+		Labels:      c.labels(at, s),
+		Annotations: nonEmpty(s.Annotations),
+		DNS:         s.DNS,
+		DNSSearch:   s.DNSSearch,
+		DNSOptions:  s.DNSOpts,
+		ExtraHosts:  extraHosts(s.ExtraHosts),
+		Health:      c.health(at.key("healthcheck"), s.HealthCheck),
+		Restart:     c.restart(at, s),
+		StopSignal:  s.StopSignal,
+		StopGrace:   spec.Duration(defaultGrace),
+		Resources:   c.resources(at, s),
+		Ulimits:     ulimits(s.Ulimits),
+		Sysctls:     nonEmpty(s.Sysctls),
+		CapAdd:      capabilities(s.CapAdd),
+		CapDrop:     capabilities(s.CapDrop),
+		Privileged:  s.Privileged,
+		SecurityOpt: c.securityOpt(at.key("security_opt"), s.SecurityOpt),
+		ReadOnly:    s.ReadOnly,
+		Init:        s.Init != nil && *s.Init,
+		PIDMode:     c.namespaceMode(at.key("pid"), s.Pid),
+		IPCMode:     c.namespaceMode(at.key("ipc"), s.Ipc, "private", "shareable"),
+		Devices:     c.devices(at.key("devices"), s.Devices),
+		Log:         c.log(at.key("logging"), s.Logging),
+	}
+	c.image(at, s, &t)
+	if s.StopGracePeriod != nil {
+		t.StopGrace = spec.Duration(*s.StopGracePeriod)
+	}
+	if swarmPlaceholder.MatchString(s.Hostname) {
+		c.refuse(at.key("hostname"), "leave it out; a task is called STACK.SERVICE.SLOT", "placeholders of Swarm: %s", notBuilt)
+	}
+	c.attach(at, s, &t)
+	t.Mounts = c.mounts(at, s)
+	return t
+}
+
+func (c *conversion) image(at path, s types.ServiceConfig, t *spec.Template) {
+	if s.Image == "" {
+		if s.Build != nil {
+			c.refuse(at.key("build"), "build it and push it or load it by wherry image load, then name it by image:", "building images: %s", notBuilt)
+		}
+		return
+	}
+	image, digest, err := normalizeImage(s.Image)
+	if err != nil {
+		c.refuse(at.key("image"), "", "%v", err)
+		return
+	}
+	t.Image, t.Digest = image, digest
+	if s.PullPolicy == types.PullPolicyBuild {
+		c.refuse(at.key("pull_policy"), "build it and push it or load it by wherry image load", "building images: %s", notBuilt)
+	}
+	if _, _, err := s.GetPullPolicy(); err != nil {
+		c.refuse(at.key("pull_policy"), suggestion(s.PullPolicy, "always", "missing", "never"), "the policy %q does not exist", s.PullPolicy)
+	}
+}
+
+// architectures are the names of architectures in platforms, by what users
+// write.
+var architectures = map[string]string{
+	"amd64": "amd64", "x86_64": "amd64", "arm64": "arm64", "aarch64": "arm64", "arm": "arm", "386": "386", "ppc64le": "ppc64le",
+	"s390x": "s390x", "riscv64": "riscv64", "mips64le": "mips64le", "loong64": "loong64",
+}
+
+func (c *conversion) platform(at path, p string) string {
+	if p == "" {
+		return ""
+	}
+	parts := strings.Split(strings.ToLower(p), "/")
+	if len(parts) == 1 {
+		parts = []string{"linux", parts[0]}
+	}
+	arch := architectures[parts[1]]
+	if len(parts) > 3 || parts[0] != "linux" || arch == "" || slices.Contains(parts, "") {
+		c.refuse(at, "write for instance linux/amd64", "the platform %q is none of linux/ARCHITECTURE[/VARIANT]", p)
+		return ""
+	}
+	parts[1] = arch
+	return strings.Join(parts, "/")
+}
+
+// environment reads the env files and leaves out variables without a value.
+func (c *conversion) environment(at path, s types.ServiceConfig) map[string]string {
+	files := c.envFiles(at, s)
+	one := types.Project{Environment: c.p.Environment, Services: types.Services{s.Name: {
+		Name: s.Name, ContainerSpec: types.ContainerSpec{Environment: s.Environment, EnvFiles: files},
+	}}}
+	resolved, err := one.WithServicesEnvironmentResolved(true)
+	if err != nil {
+		c.refuse(at.key("env_file"), "", "%s", strings.Join(strings.Fields(err.Error()), " "))
+		return nil
+	}
+	out := map[string]string{}
+	env := resolved.Services[s.Name].Environment
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		v := env[k]
+		switch {
+		case v == nil:
+			c.note(at.key("environment"), "the variable %s has no value and is left out", k)
+			continue
+		case swarmPlaceholder.MatchString(*v):
+			c.note(at.key("environment").key(k), "placeholders of Swarm are not filled in")
+		}
+		out[k] = *v
+	}
+	return nonEmpty(out)
+}
+
+// envFiles returns the env files that can be read, by absolute path.
+func (c *conversion) envFiles(at path, s types.ServiceConfig) []types.EnvFile {
+	var out []types.EnvFile
+	for i, f := range s.EnvFiles {
+		f.Path = c.resolve(f.Path)
+		where := at.key("env_file")
+		if c.tree.get(where.index(i)...) != nil {
+			where = where.index(i)
+		}
+		if !bool(f.Required) && !exists(f.Path) {
+			c.note(where, "the env file %s does not exist", c.display(f.Path))
+			continue
+		}
+		if f.Format != "" {
+			continue // refused by the table
+		}
+		if c.checkInputFile(where, f.Path) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func (c *conversion) labels(at path, s types.ServiceConfig) map[string]string {
+	var files []string
+	for _, f := range s.LabelFiles {
+		if f = c.resolve(f); c.checkInputFile(at.key("label_file"), f) {
+			files = append(files, f)
+		}
+	}
+	one := types.Project{Services: types.Services{s.Name: {
+		Name: s.Name, ContainerSpec: types.ContainerSpec{Labels: s.Labels, LabelFiles: files},
+	}}}
+	resolved, err := one.WithServicesLabelsResolved(true)
+	if err != nil {
+		c.refuse(at.key("label_file"), "", "%s", strings.Join(strings.Fields(err.Error()), " "))
+		return nil
+	}
+	return nonEmpty(resolved.Services[s.Name].Labels)
+}
+
+// extraHosts returns NAME=ADDRESS lines; "host-gateway" is resolved by the
+// node.
+func extraHosts(hosts types.HostsList) []string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(hosts)) {
+		for _, address := range hosts[name] {
+			out = append(out, name+"="+strings.Trim(address, "[]"))
+		}
+	}
+	return out
+}
+
+func (c *conversion) health(at path, h *types.HealthCheckConfig) *spec.HealthCheck {
+	if h == nil {
+		return nil
+	}
+	if h.Disable || len(h.Test) > 0 && h.Test[0] == "NONE" {
+		return &spec.HealthCheck{Test: []string{"NONE"}}
+	}
+	out := &spec.HealthCheck{
+		Test:          h.Test,
+		Interval:      duration(h.Interval, defaultInterval),
+		Timeout:       duration(h.Timeout, defaultTimeout),
+		StartPeriod:   duration(h.StartPeriod, 0),
+		StartInterval: duration(h.StartInterval, defaultStartInterval),
+		Retries:       defaultRetries,
+	}
+	if len(h.Test) == 1 && strings.HasPrefix(h.Test[0], "CMD") {
+		c.refuse(at.key("test"), "", "the test %s has no command", h.Test[0])
+	}
+	if h.Retries != nil && *h.Retries > 0 {
+		out.Retries = int(min(*h.Retries, 1<<20))
+	}
+	return out
+}
+
+// duration returns d, or the default when it is not given or zero.
+func duration(d *types.Duration, def time.Duration) spec.Duration {
+	if d == nil || *d == 0 {
+		return spec.Duration(def)
+	}
+	return spec.Duration(*d)
+}
+
+func (c *conversion) restart(at path, s types.ServiceConfig) spec.Restart {
+	if s.Deploy != nil && s.Deploy.RestartPolicy != nil {
+		return c.restartPolicy(at.key("deploy").key("restart_policy"), s.Deploy.RestartPolicy)
+	}
+	policy, count, counted := strings.Cut(s.Restart, ":")
+	out := spec.Restart{Condition: spec.RestartAny}
+	switch policy {
+	case "", types.RestartPolicyAlways, types.RestartPolicyUnlessStopped:
+	case types.RestartPolicyNo:
+		out.Condition = spec.RestartNone
+	case types.RestartPolicyOnFailure:
+		out.Condition = spec.RestartOnFailure
+		n, err := strconv.Atoi(count)
+		if counted && (err != nil || n < 0) {
+			c.refuse(at.key("restart"), "", "%q is not a number of restarts", count)
+		}
+		out.MaxAttempts = n
+	default:
+		c.refuse(at.key("restart"), suggestion(policy, "no", "always", "on-failure", "unless-stopped"),
+			"the policy %q does not exist, want no, always, on-failure[:n] or unless-stopped", s.Restart)
+	}
+	return out
+}
+
+func (c *conversion) restartPolicy(at path, r *types.RestartPolicy) spec.Restart {
+	out := spec.Restart{Condition: spec.RestartAny, Delay: duration(r.Delay, 0), Window: duration(r.Window, 0)}
+	switch r.Condition {
+	case "", "any", types.RestartPolicyAlways, types.RestartPolicyUnlessStopped:
+	case types.RestartPolicyOnFailure:
+		out.Condition = spec.RestartOnFailure
+	case "none", types.RestartPolicyNo:
+		out.Condition = spec.RestartNone
+	default:
+		c.refuse(at.key("condition"), suggestion(r.Condition, "any", "on-failure", "none"),
+			"the condition %q does not exist, want any, on-failure or none", r.Condition)
+	}
+	if r.MaxAttempts != nil {
+		out.MaxAttempts = int(min(*r.MaxAttempts, 1<<20))
+	}
+	return out
+}
+
+func (c *conversion) resources(at path, s types.ServiceConfig) spec.Resources {
+	out := spec.Resources{
+		NanoCPUs: nanoCPUs(s.CPUS), Memory: int64(s.MemLimit), MemorySwap: int64(s.MemSwapLimit), Pids: s.PidsLimit,
+		CPUShares: s.CPUShares, CPUQuota: s.CPUQuota, CPUPeriod: s.CPUPeriod, Cpuset: s.CPUSet,
+		ReserveMemory: int64(s.MemReservation), ShmSize: int64(s.ShmSize), OOMScoreAdj: int(s.OomScoreAdj),
+	}
+	if s.Deploy != nil {
+		if limits := s.Deploy.Resources.Limits; limits != nil {
+			set(&out.NanoCPUs, nanoCPUs(limits.NanoCPUs.Value()))
+			set(&out.Memory, int64(limits.MemoryBytes))
+			set(&out.Pids, limits.Pids)
+		}
+		if r := s.Deploy.Resources.Reservations; r != nil {
+			set(&out.ReserveCPUs, nanoCPUs(r.NanoCPUs.Value()))
+			set(&out.ReserveMemory, int64(r.MemoryBytes))
+		}
+	}
+	if out.NanoCPUs > 0 && out.CPUQuota > 0 {
+		c.refuse(at.key("cpu_quota"), "use one of them", "cpus and cpu_quota set the same limit")
+	}
+	return out
+}
+
+func set(to *int64, v int64) {
+	if v != 0 {
+		*to = v
+	}
+}
+
+// nanoCPUs converts without the error that a float32 has as a float64: 0.1 is
+// 100,000,000.
+func nanoCPUs(cpus float32) int64 {
+	r, ok := new(big.Rat).SetString(strconv.FormatFloat(float64(cpus), 'g', -1, 32))
+	if !ok {
+		return -1 // infinite or not a number: refused by spec.ValidateStack
+	}
+	r.Mul(r, big.NewRat(1e9, 1))
+	n := new(big.Int).Quo(r.Num(), r.Denom())
+	if !n.IsInt64() {
+		return -1
+	}
+	return n.Int64()
+}
+
+func ulimits(in map[string]*types.UlimitsConfig) map[string]spec.Ulimit {
+	out := map[string]spec.Ulimit{}
+	for name, u := range in {
+		switch {
+		case u == nil:
+		case u.Soft != 0 || u.Hard != 0:
+			out[name] = spec.Ulimit{Soft: int64(u.Soft), Hard: int64(u.Hard)}
+		default:
+			out[name] = spec.Ulimit{Soft: int64(u.Single), Hard: int64(u.Single)}
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// capabilities returns names as "CAP_NET_ADMIN" or "ALL".
+func capabilities(names []string) []string {
+	var out []string
+	for _, n := range names {
+		n = strings.ToUpper(n)
+		if n != "ALL" && !strings.HasPrefix(n, "CAP_") {
+			n = "CAP_" + n
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// securityOpt returns the options in the form KEY=VALUE.
+func (c *conversion) securityOpt(at path, opts []string) []string {
+	var out []string
+	for i, o := range opts {
+		key, value, ok := strings.Cut(o, "=")
+		if !ok {
+			key, value, _ = strings.Cut(o, ":")
+		}
+		switch {
+		case key == "no-new-privileges" && slices.Contains([]string{"", "true", "false"}, value):
+			if value == "" {
+				value = "true"
+			}
+		case key == "seccomp" && (value == "unconfined" || value == "builtin"),
+			key == "apparmor" && value != "",
+			key == "systempaths" && value == "unconfined":
+		case key == "label":
+			c.noEffect(at.index(i), "containers get no SELinux labels")
+			continue
+		case key == "seccomp":
+			c.refuse(at.index(i), "use seccomp=unconfined, or leave it out for the default profile", "own seccomp profiles: %s", notBuilt)
+			continue
+		default:
+			c.refuse(at.index(i), suggestion(key, "no-new-privileges", "seccomp", "apparmor", "systempaths"), "the option %q does not exist", o)
+			continue
+		}
+		out = append(out, key+"="+value)
+	}
+	return out
+}
+
+func (c *conversion) namespaceMode(at path, mode string, same ...string) string {
+	switch {
+	case mode == "" || slices.Contains(same, mode):
+		return ""
+	case mode == "host":
+		return mode
+	case strings.HasPrefix(mode, "service:"), mode == "none":
+		c.refuse(at, leaveOut, "the mode %q: %s", mode, notBuilt)
+	case strings.HasPrefix(mode, "container:"):
+		c.refuse(at, leaveOut, "the mode %q: a container outside the stack may be on another node", mode)
+	default:
+		c.refuse(at, "", "the mode %q does not exist, want host", mode)
+	}
+	return ""
+}
+
+func (c *conversion) devices(at path, in []types.DeviceMapping) []spec.Device {
+	var out []spec.Device
+	for i, d := range in {
+		if !filepath.IsAbs(d.Source) {
+			c.refuse(at.index(i), "name the device nodes, such as /dev/dri", "the device %q is not a path; CDI names: %s", d.Source, notBuilt)
+			continue
+		}
+		device := spec.Device{Source: d.Source, Target: d.Target, Permissions: d.Permissions}
+		if device.Target == "" {
+			device.Target = device.Source
+		}
+		if device.Permissions == "" {
+			device.Permissions = "rwm"
+		}
+		out = append(out, device)
+	}
+	return out
+}
+
+func (c *conversion) log(at path, l *types.LoggingConfig) spec.LogSpec {
+	if l == nil {
+		return spec.LogSpec{}
+	}
+	switch l.Driver {
+	case "none":
+		return spec.LogSpec{Disabled: true}
+	case "", "json-file", "local":
+	default:
+		c.refuse(at.key("driver"), "leave it out and read the logs by wherry logs, or let the program send them",
+			"the log driver %q: %s, want json-file, local or none", l.Driver, notBuilt)
+		return spec.LogSpec{}
+	}
+	var out spec.LogSpec
+	for _, k := range slices.Sorted(maps.Keys(l.Options)) {
+		v, where := l.Options[k], at.key("options").key(k)
+		var err error
+		switch k {
+		case "max-size":
+			out.MaxSize, err = parseBytes(v)
+		case "max-file":
+			out.MaxFiles, err = strconv.Atoi(v)
+		default:
+			c.noEffect(where, "logs have no such option")
+			continue
+		}
+		if err != nil || out.MaxSize < 0 || out.MaxFiles < 0 {
+			c.refuse(where, "", "%q is not a valid %s", v, k)
+		}
+	}
+	return out
+}
+
+// parseBytes reads a size such as "10m". -1 is without limit, which logs are
+// not: it counts as the default.
+func parseBytes(s string) (int64, error) {
+	if s == "-1" {
+		return 0, nil
+	}
+	var u types.UnitBytes
+	if err := u.DecodeMapstructure(s); err != nil {
+		return 0, fmt.Errorf("parse size %q: %w", s, err)
+	}
+	return int64(u), nil
+}

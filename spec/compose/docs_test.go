@@ -1,0 +1,153 @@
+package compose
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/compose-spec/compose-go/v2/schema"
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// TestTableCoversSchema checks that every path of the schema of Compose has a
+// verdict, and that no row is for a path that does not exist.
+func TestTableCoversSchema(t *testing.T) {
+	table := newTable()
+	paths := map[string]bool{}
+	for _, p := range schema.AttributePaths() {
+		path := string(p)
+		paths[path] = true
+		r, state := table.lookup(strings.Split(path, "."))
+		if state != keyKnown {
+			t.Errorf("%s has no verdict", path)
+			continue
+		}
+		if r == &structure && !slices.ContainsFunc(allRows(), func(r row) bool { return strings.HasPrefix(r.path, path+".") }) {
+			t.Errorf("%s has no verdict", path)
+		}
+	}
+	seen := map[string]bool{}
+	for _, r := range allRows() {
+		if !paths[r.path] {
+			t.Errorf("the row %s is for a key that Compose does not have", r.path)
+		}
+		if seen[r.path] {
+			t.Errorf("%s has two rows", r.path)
+		}
+		seen[r.path] = true
+		if r.verdict != "" && r.note == "" {
+			t.Errorf("the verdict on %s has no reason", r.path)
+		}
+	}
+}
+
+const docsIntro = `<!-- Generated from the tables in spec/compose/verdicts*.go by
+     go test ./spec/compose -run TestDocs -update. Do not edit. -->
+
+# Compose files: what is honoured
+
+Every key of the Compose specification has a verdict. ` + "`wherry validate`, `plan` and `apply`" + ` judge the whole input before anything is changed, and name
+file, line and path of everything that is not honoured. No key is dropped in silence; an unknown key is refused. Whatever the Compose
+library itself refuses is refused here too.
+
+- **honoured**: it does what the specification says, with the remark.
+- **no effect**: it is understood and does nothing on a cluster; a finding says so.
+- **refused**: the stack cannot be applied; the last column says what to do instead. "Not built yet" is a refusal like any other.
+
+Keys below a key are judged like it unless they are listed. Keys that begin with ` + "`x-`" + `, anchors, merge keys, interpolation, ` + "`.env`, `--env-file`" + `, several files,
+` + "`!reset` and `!override`" + ` work as in Compose. A file has at most 1 MiB.
+
+## Paths of the client
+
+A relative path (also one with ` + "`~`" + `) in ` + "`volumes`" + ` names something that only the client has:
+
+| what it is | what it becomes |
+|---|---|
+| a file, at most 1 MiB | read-only content that travels with the stack |
+| a folder that all services mount read-only, at most 1 MiB | read-only content that travels with the stack |
+| a folder that some service may write to, at most 1 MiB | a local volume of the stack, filled from the folder when it is first made |
+| an empty folder, or nothing | an empty local volume of the stack, also when the name looks like that of a file |
+| larger | refused |
+
+A finding says which. The name of such a volume is made of the path. An absolute path stays a path of the node; a missing one is made there, unless
+` + "`create_host_path: false`" + ` says otherwise.
+
+## Defaults worth knowing
+
+- A service without ` + "`restart` and `deploy.restart_policy`" + ` is always restarted: a cluster keeps services running. (In Compose it is not.)
+- A service without ` + "`networks` and `network_mode`" + ` is on the network ` + "`default`" + ` of the stack, which spans all hosts.
+- Ports are published on every node. A host IP is honoured, never widened.
+- Without ` + "`deploy.replicas`" + ` the number set by scaling stays, one at first.
+`
+
+// TestDocs compares docs/compose.md with the table.
+func TestDocs(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(docsIntro)
+	sections := []struct {
+		title string
+		keep  func(path string) bool
+	}{
+		{"Top level", func(p string) bool { return !strings.Contains(p, ".*") }},
+		{"Services", func(p string) bool {
+			return strings.HasPrefix(p, "services.") && !strings.HasPrefix(p, "services.*.deploy")
+		}},
+		{"Services: deploy", func(p string) bool { return strings.HasPrefix(p, "services.*.deploy") }},
+		{"Networks", func(p string) bool { return strings.HasPrefix(p, "networks.") }},
+		{"Volumes", func(p string) bool { return strings.HasPrefix(p, "volumes.") }},
+		{"Configs", func(p string) bool { return strings.HasPrefix(p, "configs.") }},
+	}
+	printed := 0
+	for _, s := range sections {
+		fmt.Fprintf(&b, "\n## %s\n\n| key | verdict | remark | instead |\n|---|---|---|---|\n", s.title)
+		for _, r := range sortedRows() {
+			if !s.keep(r.path) {
+				continue
+			}
+			printed++
+			verdict := map[Verdict]string{"": "honoured", NoEffect: "no effect", Refused: "refused"}[r.verdict]
+			note := r.note
+			if len(r.same) > 0 {
+				note += " (`" + strings.Join(r.same, "`, `") + "` is what holds anyway and accepted)"
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", r.path, verdict, note, r.hint)
+		}
+	}
+	if printed != len(allRows()) {
+		t.Errorf("%d of %d rows are printed", printed, len(allRows()))
+	}
+	golden(t, filepath.Join("..", "..", "docs", "compose.md"), b.String())
+}
+
+func sortedRows() []row {
+	rows := allRows()
+	slices.SortFunc(rows, func(a, b row) int { return strings.Compare(a.path, b.path) })
+	return rows
+}
+
+// golden compares got with a file, or writes it with -update.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s is out of date, run the test with -update (-file +now):\n%s", name, diff)
+	}
+}

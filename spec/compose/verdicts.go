@@ -1,0 +1,172 @@
+package compose
+
+// row is the verdict on one key of the Compose specification.
+type row struct {
+	// path of the key: "*" stands for a name that the user chooses, "[]" for
+	// the items of a list.
+	path string
+	// verdict is Refused, NoEffect, or empty: honoured.
+	verdict Verdict
+	// note says why, or what is particular; hint is the alternative to a
+	// refused key.
+	note, hint string
+	// subtree: the row holds for all keys below as well.
+	subtree bool
+	// same are values that only state what holds anyway: with one of them the
+	// key is accepted without a word, whatever the verdict.
+	same []string
+}
+
+// Reasons and alternatives that several rows share.
+const (
+	notBuilt     = "not built yet"
+	onlyWindows  = "works on Windows only; Wherry runs Linux containers"
+	leaveOut     = "leave it out"
+	useNamed     = "declare a named volume that both services mount"
+	setInImage   = "do it in the image's entrypoint"
+	useDeployRes = "use mem_limit, cpus or deploy.resources"
+)
+
+// topRows judge the top level of a file, and the resources besides services.
+var topRows = []row{
+	{path: "version", verdict: NoEffect, note: "is obsolete and ignored", hint: leaveOut},
+	{path: "name", note: "the name of the stack, unless --name or COMPOSE_PROJECT_NAME is given"},
+	{path: "include", note: "local files only; with their own env files and folders"},
+	{path: "include.[].path"},
+	{path: "include.[].env_file"},
+	{path: "include.[].project_directory"},
+	{path: "models", verdict: Refused, note: "models need Docker Model Runner", hint: "run the model server as a service", subtree: true},
+	{path: "jobs", verdict: Refused, note: "jobs: " + notBuilt, hint: "run it as a service with restart: on-failure", subtree: true},
+	{path: "services"},
+	{path: "services.*"},
+
+	{path: "networks", note: "created when a service uses them; \"default\" is the implicit one"},
+	{path: "networks.*"},
+	{path: "networks.*.name"},
+	{path: "networks.*.driver", note: "overlay (the default) or bridge, which is local to each host; none other yet"},
+	{path: "networks.*.driver_opts", verdict: Refused, note: "options of network drivers: " + notBuilt, hint: leaveOut, subtree: true},
+	{path: "networks.*.internal"},
+	{path: "networks.*.labels", subtree: true},
+	{path: "networks.*.external", note: "true: the network must exist; host stands for network_mode: host"},
+	{path: "networks.*.external.name"},
+	{path: "networks.*.attachable", verdict: NoEffect, note: "only tasks of stacks attach to networks; they may always"},
+	{path: "networks.*.enable_ipv4", verdict: Refused, note: "networks without IPv4: " + notBuilt, hint: leaveOut, same: []string{"true"}},
+	{path: "networks.*.enable_ipv6", verdict: Refused, note: "IPv6 networks: " + notBuilt, hint: leaveOut, same: []string{"false"}},
+	{path: "networks.*.ipam"},
+	{path: "networks.*.ipam.driver", verdict: Refused, note: "drivers for addresses: " + notBuilt, hint: leaveOut, same: []string{"default"}},
+	{path: "networks.*.ipam.options", verdict: Refused, note: "options for addresses: " + notBuilt, hint: leaveOut, subtree: true},
+	{path: "networks.*.ipam.config", note: "one IPv4 subnet"},
+	{path: "networks.*.ipam.config.[].subnet"},
+	{path: "networks.*.ipam.config.[].gateway", verdict: Refused, note: "a chosen gateway: " + notBuilt, hint: "leave it out; the first address of the subnet is the gateway"},
+	{path: "networks.*.ipam.config.[].ip_range", verdict: Refused, note: "a range within the subnet: " + notBuilt, hint: "give the range as the subnet"},
+	{path: "networks.*.ipam.config.[].aux_addresses", verdict: Refused, note: "reserved addresses: " + notBuilt, hint: leaveOut, subtree: true},
+
+	{path: "volumes", note: "created when a service uses them; never removed by apply or rm"},
+	{path: "volumes.*"},
+	{path: "volumes.*.name"},
+	{path: "volumes.*.driver", verdict: Refused, note: "volume drivers besides local: " + notBuilt, hint: "leave it out, or use driver_opts of the local driver (type, o, device)", same: []string{"local", "default"}},
+	{path: "volumes.*.driver_opts", note: "type, o and device of the local driver", subtree: true},
+	{path: "volumes.*.labels", subtree: true},
+	{path: "volumes.*.external", note: "true: the volume must exist"},
+	{path: "volumes.*.external.name"},
+
+	{path: "secrets", verdict: NoEffect, note: "the declaration does nothing by itself; a service that uses a secret is refused, as secrets are not built yet", subtree: true},
+
+	{path: "configs", note: "travel with the stack, at most 1 MiB each"},
+	{path: "configs.*"},
+	{path: "configs.*.file"},
+	{path: "configs.*.content"},
+	{path: "configs.*.environment", note: "read from the environment of the client"},
+	{path: "configs.*.external", verdict: Refused, note: "external configs: " + notBuilt, hint: "give its content by file: or content:", subtree: true, same: []string{"false"}},
+	{path: "configs.*.name", verdict: NoEffect, note: "configs belong to their stack and have no name outside it"},
+	{path: "configs.*.labels", verdict: NoEffect, note: "configs have no labels", subtree: true},
+	{path: "configs.*.template_driver", verdict: Refused, note: "templates in configs: " + notBuilt, hint: "render the file before applying it"},
+}
+
+// deployRows judge services.*.deploy.
+var deployRows = []row{
+	{path: "services.*.deploy"},
+	{path: "services.*.deploy.mode", note: "replicated or global; jobs are not built yet"},
+	{path: "services.*.deploy.replicas", note: "where absent, the number set by scaling stays"},
+	{path: "services.*.deploy.endpoint_mode", verdict: NoEffect, note: "a name answers with the addresses of all ready tasks, as dnsrr says; virtual addresses are not built yet"},
+	{path: "services.*.deploy.labels", note: "labels of the service", subtree: true},
+	{path: "services.*.deploy.update_config.parallelism", verdict: Refused, note: "updating more than one task at a time: " + notBuilt, hint: "leave it out; one task is updated at a time", same: []string{"1"}},
+	{path: "services.*.deploy.update_config.order", verdict: Refused, note: "choosing the order of an update: " + notBuilt, hint: leaveOut},
+	{path: "services.*.deploy.update_config.delay", verdict: Refused, note: "a delay between tasks: " + notBuilt, hint: "leave it out; the next task follows when the last one is ready", same: zeroTimes},
+	{path: "services.*.deploy.update_config.failure_action", verdict: Refused, note: "actions after a failed update: " + notBuilt, hint: "leave it out; an update waits for a task that does not get ready"},
+	{path: "services.*.deploy.update_config.monitor", verdict: Refused, note: "watching tasks after an update: " + notBuilt, hint: leaveOut, same: zeroTimes},
+	{path: "services.*.deploy.update_config.max_failure_ratio", verdict: Refused, note: "tolerating failures of an update: " + notBuilt, hint: leaveOut, same: []string{"0", "0.0"}},
+	{path: "services.*.deploy.rollback_config", verdict: Refused, note: "automatic rollback: " + notBuilt, hint: leaveOut, subtree: true},
+	{path: "services.*.deploy.restart_policy", note: "wins over restart"},
+	{path: "services.*.deploy.restart_policy.condition"},
+	{path: "services.*.deploy.restart_policy.delay", note: "the base of the back-off; without it 0, 1, 2, 4 … 300 s"},
+	{path: "services.*.deploy.restart_policy.max_attempts"},
+	{path: "services.*.deploy.restart_policy.window", note: "an attempt that runs longer counts as a success; one minute by default"},
+	{path: "services.*.deploy.placement"},
+	{path: "services.*.deploy.placement.constraints", note: "node.id, node.hostname, node.role, node.ip, node.platform.os, node.platform.arch, node.labels.NAME with == or !="},
+	{path: "services.*.deploy.placement.preferences"},
+	{path: "services.*.deploy.placement.preferences.[].spread"},
+	{path: "services.*.deploy.placement.max_replicas_per_node"},
+	{path: "services.*.deploy.resources"},
+	{path: "services.*.deploy.resources.limits"},
+	{path: "services.*.deploy.resources.limits.cpus"},
+	{path: "services.*.deploy.resources.limits.memory"},
+	{path: "services.*.deploy.resources.limits.pids"},
+	{path: "services.*.deploy.resources.reservations", note: "counted in placement"},
+	{path: "services.*.deploy.resources.reservations.cpus"},
+	{path: "services.*.deploy.resources.reservations.memory"},
+	{path: "services.*.deploy.resources.reservations.generic_resources", verdict: Refused, note: "generic resources: " + notBuilt, hint: "label the nodes and use placement.constraints", subtree: true},
+	{path: "services.*.deploy.resources.reservations.devices", verdict: Refused, note: "GPUs and other requested devices: " + notBuilt, hint: "name the device nodes by devices:", subtree: true},
+}
+
+// zeroTimes are the ways to write no time.
+var zeroTimes = []string{"0", "0s", "0ms", "0m"}
+
+// resourceRows judge the limits and the isolation of services.
+var resourceRows = []row{
+	{path: "services.*.cpus"},
+	{path: "services.*.cpu_shares"},
+	{path: "services.*.cpu_quota"},
+	{path: "services.*.cpu_period"},
+	{path: "services.*.cpuset"},
+	{path: "services.*.cpu_rt_period", verdict: Refused, note: "real-time scheduling: " + notBuilt, hint: useDeployRes},
+	{path: "services.*.cpu_rt_runtime", verdict: Refused, note: "real-time scheduling: " + notBuilt, hint: useDeployRes},
+	{path: "services.*.cpu_count", verdict: Refused, note: onlyWindows, hint: "use cpus"},
+	{path: "services.*.cpu_percent", verdict: Refused, note: onlyWindows, hint: "use cpus"},
+	{path: "services.*.mem_limit"},
+	{path: "services.*.memswap_limit"},
+	{path: "services.*.mem_reservation", note: "counted in placement"},
+	{path: "services.*.mem_swappiness", verdict: Refused, note: "setting the swappiness: " + notBuilt, hint: useDeployRes},
+	{path: "services.*.oom_kill_disable", verdict: Refused, note: "going without the killer of the kernel: " + notBuilt, hint: "use oom_score_adj", same: []string{"false"}},
+	{path: "services.*.oom_score_adj"},
+	{path: "services.*.pids_limit"},
+	{path: "services.*.shm_size"},
+	{path: "services.*.ulimits"},
+	{path: "services.*.ulimits.*"},
+	{path: "services.*.ulimits.*.soft"},
+	{path: "services.*.ulimits.*.hard"},
+	{path: "services.*.blkio_config", verdict: Refused, note: "limits on block devices: " + notBuilt, hint: leaveOut, subtree: true},
+	{path: "services.*.storage_opt", verdict: Refused, note: "quotas on the container's file system: " + notBuilt, hint: leaveOut},
+	{path: "services.*.sysctls", subtree: true},
+	{path: "services.*.cap_add"},
+	{path: "services.*.cap_drop"},
+	{path: "services.*.privileged"},
+	{path: "services.*.security_opt", note: "no-new-privileges, seccomp and apparmor (unconfined), systempaths=unconfined"},
+	{path: "services.*.credential_spec", verdict: Refused, note: onlyWindows, hint: leaveOut, subtree: true},
+	{path: "services.*.isolation", verdict: Refused, note: onlyWindows, hint: leaveOut, same: []string{"default"}},
+	{path: "services.*.cgroup", verdict: Refused, note: "sharing the host's control groups: " + notBuilt, hint: leaveOut, same: []string{"private"}},
+	{path: "services.*.cgroup_parent", verdict: Refused, note: "choosing the parent control group: " + notBuilt, hint: leaveOut},
+	{path: "services.*.device_cgroup_rules", verdict: Refused, note: "rules for devices: " + notBuilt, hint: "name the devices by devices:"},
+	{path: "services.*.devices", note: "device nodes of the host, with targets and permissions; no CDI names yet"},
+	{path: "services.*.devices.[].source"},
+	{path: "services.*.devices.[].target"},
+	{path: "services.*.devices.[].permissions"},
+	{path: "services.*.gpus", verdict: Refused, note: "GPUs: " + notBuilt, hint: "name the device nodes by devices:", subtree: true},
+	{path: "services.*.runtime", verdict: Refused, note: "choosing another runtime: " + notBuilt, hint: leaveOut, same: []string{"runc", "io.containerd.runc.v2"}},
+	{path: "services.*.userns_mode", verdict: NoEffect, note: "containers use the user namespace of the host, as \"host\" says", same: []string{"host"}},
+	{path: "services.*.ipc", note: "host; private and shareable are the default"},
+	{path: "services.*.pid", note: "host only"},
+	{path: "services.*.uts", verdict: Refused, note: "sharing the host's name: " + notBuilt, hint: "set hostname"},
+	{path: "services.*.umask", verdict: Refused, note: "setting the umask: " + notBuilt, hint: setInImage},
+	{path: "services.*.use_api_socket", verdict: Refused, note: "there is no Docker API on a node", hint: leaveOut, same: []string{"false"}},
+}
