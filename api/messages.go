@@ -1,0 +1,294 @@
+package api
+
+import (
+	"net/http"
+	"time"
+
+	"wherry.dev/spec"
+)
+
+// List is the answer of every list: the objects and the log index of the
+// state they were read from.
+type List[T any] struct {
+	Index uint64 `json:"index"`
+	Items []T    `json:"items"`
+}
+
+// ErrorBody is the body of every answer that is an error.
+type ErrorBody struct {
+	Error struct {
+		// Class as spec.ErrorClass has it; empty for an internal error.
+		Class   string `json:"class,omitempty"`
+		Message string `json:"message"`
+	} `json:"error"`
+}
+
+var statusOf = map[string]int{
+	"invalid":     http.StatusUnprocessableEntity,
+	"not_found":   http.StatusNotFound,
+	"conflict":    http.StatusConflict,
+	"unavailable": http.StatusServiceUnavailable,
+}
+
+// ErrorStatus returns the HTTP status for an error.
+func ErrorStatus(err error) int {
+	if s, ok := statusOf[spec.ErrorClass(err)]; ok {
+		return s
+	}
+	return http.StatusInternalServerError
+}
+
+// Version is what a daemon says of itself.
+type Version struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+	// Node is empty in the answer of a client without a daemon.
+	Node spec.NodeID `json:"node,omitempty"`
+}
+
+// PutStack is the body of "stack.put" and of "stack.plan".
+type PutStack struct {
+	Stack spec.Stack `json:"stack"`
+	// Contents by the plain IDs that Stack refers to.
+	Contents map[spec.ContentID][]byte `json:"contents,omitempty"`
+	// Base is the StackRow.Version that the caller has seen; 0 says that the
+	// stack must not exist, nil that it does not matter.
+	Base    *uint64 `json:"base,omitempty"`
+	Message string  `json:"message,omitempty"`
+	Author  string  `json:"author,omitempty"`
+	// KeepOthers keeps services that are no longer in the file.
+	KeepOthers bool `json:"keep_others,omitempty"`
+	// Pull asks the registry again about images that are pinned already.
+	Pull bool `json:"pull,omitempty"`
+	// Remove plans the removal of the stack instead ("stack.plan" only).
+	Remove bool `json:"remove,omitempty"`
+	// RequestID makes a repeat of the call harmless.
+	RequestID string `json:"request_id,omitempty"`
+}
+
+// Written answers a write.
+type Written struct {
+	// Index of the log entry: a read with ?index=N-1 sees the write.
+	Index uint64 `json:"index"`
+	// Revision of the stack in force.
+	Revision uint64 `json:"revision,omitempty"`
+	// Changed is false when the state was so already.
+	Changed bool `json:"changed"`
+}
+
+// Scale is the body of "service.scale".
+type Scale struct {
+	Replicas  int     `json:"replicas"`
+	Base      *uint64 `json:"base,omitempty"`
+	RequestID string  `json:"request_id,omitempty"`
+}
+
+// Stack states, as `ls` shows them.
+const (
+	StateRunning  = "running"
+	StateUpdating = "updating"
+	StateDegraded = "degraded"
+	StateFailed   = "failed"
+	StateStopped  = "stopped"
+)
+
+// StackInfo is a row of "stack.list".
+type StackInfo struct {
+	Name     string `json:"name"`
+	Revision uint64 `json:"revision"`
+	Services int    `json:"services"`
+	State    string `json:"state"`
+	Version  uint64 `json:"version"`
+}
+
+// StackDetail is the answer of "stack.get".
+type StackDetail struct {
+	StackInfo
+	Spec spec.Stack `json:"spec"`
+}
+
+// StackStatus is the answer of "stack.status".
+type StackStatus struct {
+	Index    uint64        `json:"index"`
+	Name     string        `json:"name"`
+	State    string        `json:"state"`
+	Revision uint64        `json:"revision"`
+	Services []ServiceInfo `json:"services"`
+	// Tasks that are not over yet; a stack that was removed is gone when none
+	// is left.
+	Tasks int `json:"tasks"`
+}
+
+// Replicas counts the tasks of a service.
+type Replicas struct {
+	Desired int `json:"desired"`
+	// Running are ready tasks of the current revision.
+	Running int `json:"running"`
+}
+
+// ServiceInfo is a service as people see it.
+type ServiceInfo struct {
+	ID       spec.ServiceID    `json:"id"`
+	Name     string            `json:"name"`
+	Stack    string            `json:"stack"`
+	Mode     spec.ServiceMode  `json:"mode"`
+	Replicas Replicas          `json:"replicas"`
+	Image    string            `json:"image"`
+	State    string            `json:"state"`
+	Message  string            `json:"message,omitempty"`
+	Update   spec.UpdateStatus `json:"update"`
+	Ports    []spec.Port       `json:"ports,omitempty"`
+}
+
+// ServiceDetail is the answer of "service.get".
+type ServiceDetail struct {
+	ServiceInfo
+	Revision spec.RevisionID  `json:"revision"`
+	Version  uint64           `json:"version"`
+	Spec     spec.ServiceSpec `json:"spec"`
+	Tasks    []TaskInfo       `json:"tasks"`
+}
+
+// TaskInfo is a task with all names resolved. Fields of the same JSON name
+// take the place of the embedded task's.
+type TaskInfo struct {
+	spec.Task
+	Name string `json:"name"`
+	// Node is the name of the node.
+	Node      string           `json:"node"`
+	NodeID    spec.NodeID      `json:"node_id,omitempty"`
+	State     spec.TaskState   `json:"state"`
+	Health    spec.HealthState `json:"health"`
+	Image     string           `json:"image"`
+	Error     string           `json:"error"`
+	Attempts  []spec.Attempt   `json:"attempts"`
+	Addresses []string         `json:"addresses"`
+	Ports     []TaskPort       `json:"ports"`
+	// Current says that the task runs the newest revision of its service.
+	Current bool `json:"current"`
+}
+
+// TaskPort is a published port of a task.
+type TaskPort struct {
+	HostIP    string           `json:"host_ip,omitempty"`
+	Published uint16           `json:"published"`
+	Target    uint16           `json:"target"`
+	Protocol  string           `json:"protocol"`
+	Mode      spec.PublishMode `json:"mode"`
+}
+
+// NodeInfo is a node as people see it.
+type NodeInfo struct {
+	ID           spec.NodeID       `json:"id"`
+	Name         string            `json:"name"`
+	Role         spec.NodeRole     `json:"role"`
+	Leader       bool              `json:"leader"`
+	State        spec.NodeState    `json:"state"`
+	Availability spec.Availability `json:"availability"`
+	Address      string            `json:"address"`
+	Labels       map[string]string `json:"labels"`
+	Tasks        int               `json:"tasks"`
+	Info         spec.NodeInfo     `json:"info"`
+}
+
+// VolumeInfo is a volume as people see it.
+type VolumeInfo struct {
+	ID    spec.VolumeID `json:"id"`
+	Name  string        `json:"name"`
+	Stack string        `json:"stack"`
+	// Nodes are the names of its homes.
+	Nodes     []string          `json:"nodes"`
+	Anonymous bool              `json:"anonymous,omitempty"`
+	InUse     bool              `json:"in_use"`
+	Removing  bool              `json:"removing,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+}
+
+// Image is an image on a node.
+type Image struct {
+	Name      string    `json:"name"`
+	Digest    string    `json:"digest"`
+	Size      int64     `json:"size"` // bytes, compressed
+	Platforms []string  `json:"platforms"`
+	Created   time.Time `json:"created,omitzero"`
+	InUse     bool      `json:"in_use"`
+}
+
+// PullProgress is one line of the answer of "image.pull".
+type PullProgress struct {
+	// Done and Total are bytes; Total may grow while manifests are read.
+	Done  int64 `json:"done"`
+	Total int64 `json:"total"`
+	// Image is set in the last line.
+	Image *Image `json:"image,omitempty"`
+	// Error and Class are set in the last line of a pull that failed.
+	Error string `json:"error,omitempty"`
+	Class string `json:"class,omitempty"`
+}
+
+// PullImage is the body of "image.pull".
+type PullImage struct {
+	Image    string `json:"image"`
+	Platform string `json:"platform,omitempty"`
+}
+
+// Plan is the answer of "stack.plan".
+type Plan struct {
+	Stack   string            `json:"stack"`
+	Version uint64            `json:"version"` // StackRow.Version that it was made on; 0 for a new stack
+	Changes []spec.Change     `json:"changes"`
+	Tasks   []spec.TaskAction `json:"tasks"`
+	Notes   []string          `json:"notes,omitempty"`
+}
+
+// Empty reports whether nothing would change.
+func (p *Plan) Empty() bool { return len(p.Changes) == 0 && len(p.Tasks) == 0 }
+
+// Document is one line of a session's stream. Exactly one field is set; an
+// empty one says only that the manager lives.
+type Document struct {
+	Wanted  *spec.Wanted      `json:"wanted,omitempty"`
+	Network *spec.HostNetwork `json:"network,omitempty"`
+}
+
+// LogOptions select log lines.
+type LogOptions struct {
+	// Tail is the number of last lines to begin with; -1 is all.
+	Tail int
+	// Since drops lines before it; zero is all.
+	Since time.Time
+	// Follow keeps the stream open until the task is over.
+	Follow bool
+}
+
+// LogLine is one line of a log stream.
+type LogLine struct {
+	Time   time.Time `json:"time"`
+	Stream string    `json:"stream"` // stdout or stderr
+	// Log is the text with its newline, if it had one.
+	Log string `json:"log"`
+}
+
+// ExecRequest is what is to be run in a container; it travels in the query of
+// "task.exec" as JSON, since the body becomes the stream.
+type ExecRequest struct {
+	Args       []string `json:"args"`
+	Env        []string `json:"env,omitempty"`
+	User       string   `json:"user,omitempty"`
+	Dir        string   `json:"dir,omitempty"`
+	TTY        bool     `json:"tty,omitempty"`
+	Stdin      bool     `json:"stdin,omitempty"`
+	Privileged bool     `json:"privileged,omitempty"`
+	// Width and Height of the terminal at the start; 0 when there is none.
+	Width  uint16 `json:"width,omitempty"`
+	Height uint16 `json:"height,omitempty"`
+}
+
+// ExecEnd is the last frame of an exec stream.
+type ExecEnd struct {
+	ExitCode int    `json:"exit_code"`
+	Error    string `json:"error,omitempty"`
+	Class    string `json:"class,omitempty"`
+}

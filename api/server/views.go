@@ -1,0 +1,336 @@
+package server
+
+import (
+	"cmp"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"wherry.dev/api"
+	"wherry.dev/cluster/store"
+	"wherry.dev/reconciler"
+	"wherry.dev/spec"
+)
+
+func serviceInfo(sv reconciler.ServiceStatus) api.ServiceInfo {
+	out := api.ServiceInfo{
+		ID: sv.ID, Name: sv.Name, Stack: sv.Stack, Mode: sv.Mode, Image: sv.Image,
+		Replicas: api.Replicas{Desired: sv.Desired, Running: sv.Running},
+		State:    sv.State, Message: sv.Message, Update: sv.Update, Ports: sv.Ports,
+	}
+	out.Update.State = cmp.Or(out.Update.State, spec.UpdateNone)
+	return out
+}
+
+func (s *Server) serviceList(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	want := r.URL.Query().Get("stack")
+	l := api.List[api.ServiceInfo]{Index: snap.Index(), Items: []api.ServiceInfo{}}
+	if want != "" && snap.Stack(want) == nil {
+		return noStack(snap, want)
+	}
+	for _, row := range snap.Stacks() {
+		if want != "" && row.Name != want {
+			continue
+		}
+		st, _ := reconciler.Status(snap, row.Name, s.Now())
+		for _, sv := range st.Services {
+			l.Items = append(l.Items, serviceInfo(sv))
+		}
+	}
+	return writeJSON(w, l)
+}
+
+func (s *Server) serviceGet(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	stack, name := r.PathValue("stack"), r.PathValue("service")
+	row := snap.Service(stack, name)
+	if row == nil {
+		return noService(snap, stack, name)
+	}
+	st, _ := reconciler.Status(snap, stack, s.Now())
+	out := api.ServiceDetail{Revision: row.Revision, Version: row.Version, Spec: row.Spec, Tasks: []api.TaskInfo{}}
+	for _, sv := range st.Services {
+		if sv.Name == name {
+			out.ServiceInfo = serviceInfo(sv)
+		}
+	}
+	for _, t := range snap.TasksOf(stack, name) {
+		out.Tasks = append(out.Tasks, taskInfo(snap, t))
+	}
+	return writeJSON(w, out)
+}
+
+func noService(snap *store.Snapshot, stack, name string) error {
+	if snap.Stack(stack) == nil {
+		return noStack(snap, stack)
+	}
+	var have []string
+	for _, sv := range snap.ServicesOf(stack) {
+		have = append(have, sv.Name)
+	}
+	return spec.NotFoundf("stack %s has no service %q; it has: %s", stack, name, strings.Join(have, ", "))
+}
+
+func (s *Server) serviceScale(w http.ResponseWriter, r *http.Request) error {
+	var in api.Scale
+	if err := readJSON(w, r, &in); err != nil {
+		return err
+	}
+	if in.Replicas < 0 || in.Replicas > 100_000 {
+		return spec.Invalidf("replicas=%d: want 0 to 100000", in.Replicas)
+	}
+	stack, name := r.PathValue("stack"), r.PathValue("service")
+	if snap := s.Store.Snapshot(); snap.Service(stack, name) == nil {
+		return noService(snap, stack, name)
+	}
+	res, err := s.propose(r.Context(), store.Command{RequestID: in.RequestID,
+		ScaleService: &store.ScaleService{Stack: stack, Service: name, Replicas: in.Replicas, Base: in.Base}})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, api.Written{Index: res.Index, Changed: res.Changed})
+}
+
+// taskInfo joins a task with the names of its node and image.
+func taskInfo(snap *store.Snapshot, t *spec.Task) api.TaskInfo {
+	out := api.TaskInfo{
+		Task: *t, NodeID: t.Node, State: t.Status.State, Health: cmp.Or(t.Status.Health, spec.HealthNone),
+		Error: t.Status.Reason, Attempts: t.Status.Attempts, Addresses: []string{}, Ports: []api.TaskPort{},
+	}
+	if out.Attempts == nil {
+		out.Attempts = []spec.Attempt{}
+	}
+	if n := snap.Node(t.Node); n != nil {
+		out.Node = n.Name
+	}
+	out.Name = spec.TaskName(t, out.Node)
+	if rev := snap.Revision(t.Revision); rev != nil {
+		out.Image = rev.Template.Image
+	}
+	for _, a := range t.Addresses {
+		out.Addresses = append(out.Addresses, a.IP)
+	}
+	if sv := snap.Service(t.Stack, t.Service); sv != nil {
+		out.Current = sv.Revision == t.Revision
+		for _, p := range sv.Ports {
+			out.Ports = append(out.Ports, api.TaskPort{HostIP: p.HostIP, Published: p.Published, Target: p.Target, Protocol: p.Protocol, Mode: p.Mode})
+		}
+	}
+	return out
+}
+
+func (s *Server) taskList(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	q := r.URL.Query()
+	stack, service := q.Get("stack"), q.Get("service")
+	tasks := snap.Tasks()
+	if stack != "" && service != "" {
+		tasks = snap.TasksOf(stack, service)
+	}
+	l := api.List[api.TaskInfo]{Index: snap.Index(), Items: []api.TaskInfo{}}
+	for _, t := range tasks {
+		if stack == "" || t.Stack == stack {
+			l.Items = append(l.Items, taskInfo(snap, t))
+		}
+	}
+	if len(l.Items) == 0 && stack != "" {
+		if service != "" && snap.Service(stack, service) == nil {
+			return noService(snap, stack, service)
+		}
+		if snap.Stack(stack) == nil {
+			return noStack(snap, stack)
+		}
+	}
+	return writeJSON(w, l)
+}
+
+// findTask resolves an ID, a name, NAME@ID, or STACK/SERVICE. Of several tasks
+// with a name the newest that is not over wins, else the newest.
+func findTask(snap *store.Snapshot, ref string) (*spec.Task, error) {
+	if t := snap.Task(spec.TaskID(ref)); t != nil {
+		return t, nil
+	}
+	name, id, exact := strings.Cut(ref, "@")
+	if exact {
+		if t := snap.Task(spec.TaskID(id)); t != nil && taskName(snap, t) == name {
+			return t, nil
+		}
+		return nil, spec.NotFoundf("task %q does not exist", ref)
+	}
+	var candidates []*spec.Task
+	if stack, service, ok := spec.SplitServiceKey(ref); ok {
+		if candidates = snap.TasksOf(stack, service); len(candidates) == 0 && snap.Service(stack, service) == nil {
+			return nil, noService(snap, stack, service)
+		}
+	} else {
+		for _, t := range snap.Tasks() {
+			if taskName(snap, t) == name {
+				candidates = append(candidates, t)
+			}
+		}
+	}
+	if len(candidates) == 0 {
+		return nil, spec.NotFoundf("task %q does not exist; `wherry ps` lists the tasks", ref)
+	}
+	return slices.MaxFunc(candidates, func(a, b *spec.Task) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Version, b.Version))
+	}), nil
+}
+
+// rank prefers tasks that serve to tasks that run, and these to those that
+// are over.
+func rank(t *spec.Task) int {
+	switch {
+	case t.Ready():
+		return 3
+	case t.Status.State == spec.TaskRunning:
+		return 2
+	case !t.Status.State.Terminal():
+		return 1
+	}
+	return 0
+}
+
+func taskName(snap *store.Snapshot, t *spec.Task) string {
+	var node string
+	if n := snap.Node(t.Node); n != nil {
+		node = n.Name
+	}
+	return spec.TaskName(t, node)
+}
+
+func (s *Server) taskGet(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	t, err := findTask(snap, r.PathValue("task"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, taskInfo(snap, t))
+}
+
+func (s *Server) nodeInfo(snap *store.Snapshot, n *spec.Node) api.NodeInfo {
+	out := api.NodeInfo{
+		ID: n.ID, Name: n.Name, Role: n.Role, State: n.State, Availability: n.Availability,
+		Address: n.Address, Labels: n.Labels, Info: n.Info, Leader: n.ID == s.Node,
+	}
+	if out.Labels == nil {
+		out.Labels = map[string]string{}
+	}
+	for _, t := range snap.TasksOn(n.ID) {
+		if !t.Status.State.Terminal() {
+			out.Tasks++
+		}
+	}
+	return out
+}
+
+func (s *Server) nodeList(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	l := api.List[api.NodeInfo]{Index: snap.Index(), Items: []api.NodeInfo{}}
+	for _, n := range snap.Nodes() {
+		l.Items = append(l.Items, s.nodeInfo(snap, n))
+	}
+	return writeJSON(w, l)
+}
+
+func (s *Server) nodeGet(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	ref := r.PathValue("node")
+	for _, n := range snap.Nodes() {
+		if n.Name == ref || string(n.ID) == ref {
+			return writeJSON(w, s.nodeInfo(snap, n))
+		}
+	}
+	return spec.NotFoundf("node %q does not exist; `wherry node ls` lists the nodes", ref)
+}
+
+func (s *Server) networkList(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	l := api.List[*spec.Network]{Index: snap.Index(), Items: snap.Networks()}
+	if l.Items == nil {
+		l.Items = []*spec.Network{}
+	}
+	return writeJSON(w, l)
+}
+
+func (s *Server) volumeList(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	used := map[spec.VolumeID]bool{}
+	for _, t := range snap.Tasks() {
+		if t.Status.State.Terminal() {
+			continue
+		}
+		for _, b := range t.Volumes {
+			used[b.ID] = true
+		}
+	}
+	l := api.List[api.VolumeInfo]{Index: snap.Index(), Items: []api.VolumeInfo{}}
+	for _, v := range snap.Volumes() {
+		info := api.VolumeInfo{ID: v.ID, Name: v.Name, Stack: v.Stack, Anonymous: v.Anonymous, Removing: v.Removing,
+			InUse: used[v.ID], Labels: v.Spec.Labels, Nodes: []string{}}
+		for _, h := range v.Homes {
+			if n := snap.Node(h); n != nil {
+				info.Nodes = append(info.Nodes, n.Name)
+			}
+		}
+		l.Items = append(l.Items, info)
+	}
+	return writeJSON(w, l)
+}
+
+func (s *Server) volumeDelete(w http.ResponseWriter, r *http.Request) error {
+	res, err := s.propose(r.Context(), store.Command{RequestID: r.URL.Query().Get("request_id"),
+		RemoveVolumes: &store.RemoveVolumes{Names: []string{r.PathValue("volume")}}})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, api.Written{Index: res.Index, Changed: res.Changed})
+}
+
+func (s *Server) eventList(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	var after uint64
+	if v := r.URL.Query().Get("after"); v != "" {
+		if after, err = strconv.ParseUint(v, 10, 64); err != nil {
+			return spec.Invalidf("after=%q: want the number of an event", v)
+		}
+	}
+	events, gone := snap.Events(after, 1000)
+	if gone {
+		http.Error(w, "the events after "+strconv.FormatUint(after, 10)+" are no longer kept", http.StatusGone)
+		return nil
+	}
+	if events == nil {
+		events = []*spec.Event{}
+	}
+	return writeJSON(w, api.List[*spec.Event]{Index: snap.Index(), Items: events})
+}
