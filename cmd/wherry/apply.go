@@ -1,0 +1,400 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"gopkg.in/yaml.v3"
+
+	"wherry.dev/api"
+	"wherry.dev/spec"
+	"wherry.dev/spec/compose"
+)
+
+// source is where the stacks of a command come from.
+type source struct {
+	files    []string
+	name     string
+	envFiles []string
+	profiles []string
+}
+
+func (s *source) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringArrayVarP(&s.files, "file", "f", nil, "stack file, folder of stack files, or - for standard input; several files make one stack")
+	f.StringVar(&s.name, "name", "", "name of the stack (default: name: in the file, else its folder)")
+	f.StringArrayVar(&s.envFiles, "env-file", nil, "file with variables for ${…} (default: .env beside the stack file)")
+	f.StringArrayVar(&s.profiles, "profile", nil, "also take services of this profile")
+}
+
+// load reads the stacks, prints what there is to say of them, and fails when
+// anything was refused.
+func (a *app) load(ctx context.Context, s *source) ([]compose.Result, error) {
+	groups, err := s.groups()
+	if err != nil {
+		return nil, err
+	}
+	env := map[string]string{}
+	for _, kv := range os.Environ() {
+		k, v, _ := strings.Cut(kv, "=")
+		env[k] = v
+	}
+	var results []compose.Result
+	refused := 0
+	for _, files := range groups {
+		r, err := compose.Load(ctx, compose.Options{Files: files, Stdin: a.in, Name: s.name,
+			EnvFiles: s.envFiles, Profiles: s.profiles, Env: env})
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range r.Findings {
+			fmt.Fprintln(a.err, findingText(f))
+			if f.Verdict == compose.Refused {
+				refused++
+			}
+		}
+		results = append(results, r)
+	}
+	if refused > 0 {
+		return nil, &exitError{exitInvalid, fmt.Errorf("%s; nothing was changed", count(refused, "problem"))}
+	}
+	return results, nil
+}
+
+// groups returns the files of each stack: several files merge into one stack,
+// a folder has one stack per file.
+func (s *source) groups() ([][]string, error) {
+	if len(s.files) == 0 {
+		for _, n := range []string{"stack.yml", "stack.yaml", "compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"} {
+			if _, err := os.Stat(n); err == nil {
+				return [][]string{{n}}, nil
+			}
+		}
+		return nil, exitWith(exitUsage, "no stack file given and none found here; name one with -f FILE")
+	}
+	var dirs []string
+	for _, f := range s.files {
+		if st, err := os.Stat(f); err == nil && st.IsDir() {
+			dirs = append(dirs, f)
+		}
+	}
+	if len(dirs) == 0 {
+		return [][]string{s.files}, nil
+	}
+	if len(dirs) != len(s.files) {
+		return nil, exitWith(exitUsage, "-f takes either files, which make one stack, or folders with one stack per file, not both")
+	}
+	if s.name != "" {
+		return nil, exitWith(exitUsage, "--name does not go with a folder of stacks")
+	}
+	var groups [][]string
+	for _, d := range dirs {
+		entries, err := os.ReadDir(d)
+		if err != nil {
+			return nil, fmt.Errorf("read folder of stacks: %w", err)
+		}
+		for _, e := range entries {
+			p := filepath.Join(d, e.Name())
+			if ext := filepath.Ext(p); !e.IsDir() && (ext == ".yml" || ext == ".yaml") && hasServices(p) {
+				groups = append(groups, []string{p})
+			}
+		}
+	}
+	if len(groups) == 0 {
+		return nil, exitWith(exitInvalid, "no file in %s has top-level services:", strings.Join(dirs, ", "))
+	}
+	return groups, nil
+}
+
+// hasServices reports whether a file has top-level services:. A file that is
+// no YAML counts as a stack, so that its fault is reported.
+func hasServices(path string) bool {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return true
+	}
+	var doc map[string]yaml.Node
+	if yaml.Unmarshal(b, &doc) != nil {
+		return true
+	}
+	_, ok := doc["services"]
+	return ok
+}
+
+func findingText(f compose.Finding) string {
+	var b strings.Builder
+	if f.File != "" {
+		fmt.Fprintf(&b, "%s:", f.File)
+		if f.Line > 0 {
+			fmt.Fprintf(&b, "%d:", f.Line)
+		}
+		b.WriteByte(' ')
+	}
+	switch f.Verdict {
+	case compose.Refused:
+		b.WriteString("refused: ")
+	case compose.NoEffect:
+		b.WriteString("no effect: ")
+	default:
+		b.WriteString("note: ")
+	}
+	if f.Path != "" {
+		fmt.Fprintf(&b, "%s: ", f.Path)
+	}
+	b.WriteString(f.Message)
+	if f.Hint != "" {
+		b.WriteString("; " + f.Hint)
+	}
+	return b.String()
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func (a *app) validateCmd() *cobra.Command {
+	var src source
+	c := &cobra.Command{
+		Use: "validate -f FILE", Short: "Judge every key of a stack file, without a daemon", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			results, err := a.load(c.Context(), &src)
+			if err != nil {
+				return err
+			}
+			for _, r := range results {
+				if err := spec.ValidateStack(&r.Stack); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.out, "%s: %s, valid\n", r.Stack.Name, count(len(r.Stack.Services), "service"))
+			}
+			return nil
+		},
+	}
+	src.flags(c)
+	return c
+}
+
+// putFlags are the flags that plan and apply have in common.
+type putFlags struct {
+	source
+	prune bool
+	pull  bool
+}
+
+func (p *putFlags) flags(c *cobra.Command) {
+	p.source.flags(c)
+	c.Flags().BoolVar(&p.prune, "prune", true, "remove services that are no longer in the file (never volumes)")
+	c.Flags().BoolVar(&p.pull, "pull", false, "ask the registry again about images that are pinned already")
+}
+
+func (p *putFlags) request(r compose.Result) api.PutStack {
+	return api.PutStack{Stack: r.Stack, Contents: r.Contents, KeepOthers: !p.prune, Pull: p.pull, Author: author()}
+}
+
+func (a *app) planCmd() *cobra.Command {
+	var p putFlags
+	c := &cobra.Command{Use: "plan -f FILE", Short: "Show what apply would do, and change nothing", Args: cobra.NoArgs}
+	p.flags(c)
+	exitCode := c.Flags().Bool("exit-code", false, "exit 10 when there is something to do")
+	a.formatFlag(c, "table")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		plans, err := a.plans(c.Context(), &p)
+		if err != nil {
+			return err
+		}
+		if err := a.showPlans(plans); err != nil {
+			return err
+		}
+		if *exitCode && slices.ContainsFunc(plans, func(p api.Plan) bool { return !p.Empty() }) {
+			return &exitError{code: 10}
+		}
+		return nil
+	}
+	return c
+}
+
+func (a *app) plans(ctx context.Context, p *putFlags) ([]api.Plan, error) {
+	results, err := a.load(ctx, &p.source)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	var plans []api.Plan
+	for _, r := range results {
+		pl, err := cl.Plan(ctx, p.request(r))
+		if err != nil {
+			return nil, err
+		}
+		plans = append(plans, pl)
+	}
+	return plans, nil
+}
+
+func (a *app) showPlans(plans []api.Plan) error {
+	if a.format != "table" {
+		return show(a, plans, nil, nil)
+	}
+	mark := map[string]string{"create": "+", "update": "~", "replace": "±", "remove": "-"}
+	for _, p := range plans {
+		if p.Empty() {
+			fmt.Fprintf(a.out, "stack %s: nothing to do\n", p.Stack)
+			continue
+		}
+		fmt.Fprintf(a.out, "stack %s\n", p.Stack)
+		for _, ch := range p.Changes {
+			fmt.Fprintf(a.out, "  %s %s %s\n", mark[ch.Action], ch.Kind, ch.Name)
+			for _, f := range ch.Fields {
+				fmt.Fprintf(a.out, "      %s\n", fieldText(f))
+			}
+		}
+		for _, t := range p.Tasks {
+			on := ""
+			if t.Node != "" {
+				on = " on " + t.Node
+			}
+			fmt.Fprintf(a.out, "  %s task %s%s: %s\n", mark[t.Action], t.Name, on, t.Why)
+		}
+		for _, n := range p.Notes {
+			fmt.Fprintf(a.out, "  note: %s\n", n)
+		}
+	}
+	return nil
+}
+
+func fieldText(f spec.FieldDiff) string {
+	switch {
+	case f.Old == "":
+		return fmt.Sprintf("%s: %s", f.Path, f.New)
+	case f.New == "":
+		return fmt.Sprintf("%s: %s → (none)", f.Path, f.Old)
+	}
+	return fmt.Sprintf("%s: %s → %s", f.Path, f.Old, f.New)
+}
+
+func (a *app) applyCmd() *cobra.Command {
+	var p putFlags
+	c := &cobra.Command{
+		Use: "apply -f FILE", Short: "Make the cluster run what a stack file says, and wait until it does", Args: cobra.NoArgs,
+	}
+	p.flags(c)
+	wait := addWait(c)
+	dry := c.Flags().Bool("dry-run", false, "the same as plan")
+	force := c.Flags().Bool("force", false, "apply even if somebody else changed the stack meanwhile")
+	message := c.Flags().StringP("message", "m", "", "a line for the history of the stack")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if *dry {
+			plans, err := a.plans(c.Context(), &p)
+			if err != nil {
+				return err
+			}
+			a.format = "table"
+			return a.showPlans(plans)
+		}
+		results, err := a.load(c.Context(), &p.source)
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		for _, r := range results {
+			req := p.request(r)
+			req.Message, req.RequestID = *message, requestID()
+			if !*force {
+				if req.Base, err = baseOf(c.Context(), cl, r.Stack.Name); err != nil {
+					return err
+				}
+			}
+			w, err := cl.PutStack(c.Context(), req)
+			if err != nil {
+				return err
+			}
+			what := "unchanged"
+			if w.Changed {
+				what = "applied"
+			}
+			fmt.Fprintf(a.err, "%s: %s, revision %d\n", r.Stack.Name, what, w.Revision)
+			if err := a.waitStack(c.Context(), cl, r.Stack.Name, w.Index, wait); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return c
+}
+
+// baseOf returns the version of the stack that a write is based on; 0 when
+// there is no such stack.
+func baseOf(ctx context.Context, cl *api.Client, stack string) (*uint64, error) {
+	var base uint64
+	d, err := cl.Stack(ctx, stack)
+	switch {
+	case err == nil:
+		base = d.Version
+	case !errors.Is(err, spec.ErrNotFound):
+		return nil, err
+	}
+	return &base, nil
+}
+
+func (a *app) rmCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "rm STACK…", Short: "Stop and remove stacks; their volumes stay unless --volumes is given", Args: cobra.MinimumNArgs(1),
+	}
+	volumes := c.Flags().Bool("volumes", false, "also delete the volumes of the stack and all their data")
+	wait := addWait(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		for _, name := range args {
+			w, err := cl.RemoveStack(c.Context(), name, *volumes, requestID())
+			if err != nil {
+				return err
+			}
+			if !wait.wait {
+				continue
+			}
+			if err := a.waitGone(c.Context(), cl, name, w.Index, *volumes, wait); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.err, "%s: removed\n", name)
+		}
+		return nil
+	}
+	return c
+}
+
+// waitFlags say whether and how long to wait.
+type waitFlags struct {
+	wait    bool
+	timeout time.Duration
+}
+
+func addWait(c *cobra.Command) *waitFlags {
+	var w waitFlags
+	c.Flags().BoolVar(&w.wait, "wait", true, "wait until it is done")
+	c.Flags().DurationVar(&w.timeout, "timeout", 10*time.Minute, "give up waiting after this long; the cluster goes on")
+	return &w
+}
+
+// within returns a context that ends after the timeout, or when ctx does.
+func (w *waitFlags) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, cmp.Or(w.timeout, 10*time.Minute))
+}

@@ -1,0 +1,11 @@
+//go:build !linux
+
+package main
+
+import "github.com/spf13/cobra"
+
+// role: the client has no helper processes.
+func role([]string) (code int, ok bool) { return 0, false }
+
+// addDaemon adds nothing: hosts of a cluster run Linux.
+func (a *app) addDaemon(*cobra.Command) {}

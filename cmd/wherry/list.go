@@ -1,0 +1,325 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"wherry.dev/api"
+	"wherry.dev/spec"
+)
+
+func (a *app) lsCmd() *cobra.Command {
+	c := &cobra.Command{Use: "ls", Short: "List the stacks", Args: cobra.NoArgs}
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		l, err := cl.Stacks(c.Context())
+		if err != nil {
+			return err
+		}
+		return show(a, l.Items, []string{"STACK", "STATE", "SERVICES", "REVISION"}, func(s api.StackInfo) []string {
+			return []string{s.Name, s.State, strconv.Itoa(s.Services), strconv.FormatUint(s.Revision, 10)}
+		})
+	}
+	return a.formatFlag(c, "table")
+}
+
+func (a *app) psCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "ps [STACK[/SERVICE]]", Short: "List the tasks of a stack, of a service, or all", Args: cobra.MaximumNArgs(1),
+	}
+	all := c.Flags().BoolP("all", "a", false, "also tasks that were replaced or scaled away")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		var f api.TaskFilter
+		if len(args) == 1 {
+			f.Stack, f.Service, _ = spec.SplitServiceKey(args[0])
+		}
+		l, err := cl.Tasks(c.Context(), f, api.Poll{})
+		if err != nil {
+			return err
+		}
+		items := slices.DeleteFunc(l.Items, func(t api.TaskInfo) bool {
+			return !*all && t.State.Terminal() && t.Desired != spec.DesiredRunning
+		})
+		slices.SortStableFunc(items, func(x, y api.TaskInfo) int {
+			return cmp.Or(cmp.Compare(x.Stack, y.Stack), cmp.Compare(x.Service, y.Service), cmp.Compare(x.Slot, y.Slot))
+		})
+		return show(a, items, []string{"NAME", "ID", "NODE", "STATE", "SINCE", "IMAGE", "MESSAGE"}, func(t api.TaskInfo) []string {
+			return []string{t.Name, string(t.ID), cmp.Or(t.Node, "-"), taskState(t), ago(t.Status.Since), shortImage(t.Image), taskMessage(t)}
+		})
+	}
+	return a.formatFlag(c, "table")
+}
+
+func taskState(t api.TaskInfo) string {
+	s := string(t.State)
+	if t.State == spec.TaskRunning && t.Health != spec.HealthNone && t.Health != "" {
+		s += " (" + string(t.Health) + ")"
+	}
+	if !t.State.Terminal() && t.Desired != spec.DesiredRunning {
+		s += ", to be " + string(t.Desired)
+	}
+	return s
+}
+
+// taskMessage is the standing reason and, while a task keeps ending, how and
+// with what last words.
+func taskMessage(t api.TaskInfo) string {
+	var parts []string
+	if t.Error != "" {
+		parts = append(parts, t.Error)
+	}
+	if n := len(t.Attempts); n > 0 && t.State != spec.TaskStopped && t.Error == "" {
+		parts = append(parts, attemptText(t.Attempts[n-1]))
+	}
+	if !t.Status.NextStart.IsZero() {
+		if d := time.Until(t.Status.NextStart); d > 0 {
+			parts = append(parts, "next start in "+short(d+time.Second))
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+func attemptText(at spec.Attempt) string {
+	var s string
+	switch {
+	case at.OOM:
+		s = "last attempt was killed for lack of memory"
+	case at.Error != "":
+		s = at.Error
+	case at.Signal != 0:
+		s = fmt.Sprintf("last attempt was killed by signal %d", at.Signal)
+	default:
+		s = fmt.Sprintf("last attempt exited %d", at.ExitCode)
+	}
+	if n := len(at.LastLog); n > 0 {
+		s += ": " + strings.TrimSpace(at.LastLog[n-1])
+	}
+	return s
+}
+
+func (a *app) serviceCmd() *cobra.Command {
+	c := &cobra.Command{Use: "service", Short: "Look at services and scale them"}
+	ls := &cobra.Command{Use: "ls [STACK]", Short: "List the services", Args: cobra.MaximumNArgs(1)}
+	ls.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		stack := ""
+		if len(args) == 1 {
+			stack = args[0]
+		}
+		l, err := cl.Services(c.Context(), stack)
+		if err != nil {
+			return err
+		}
+		return show(a, l.Items, []string{"NAME", "MODE", "REPLICAS", "STATE", "IMAGE", "PORTS", "MESSAGE"}, func(s api.ServiceInfo) []string {
+			ports := make([]string, len(s.Ports))
+			for i, p := range s.Ports {
+				ports[i] = portText(p)
+			}
+			return []string{spec.ServiceKey(s.Stack, s.Name), string(s.Mode), replicasText(s), s.State, shortImage(s.Image), strings.Join(ports, ","), s.Message}
+		})
+	}
+	inspect := &cobra.Command{Use: "inspect STACK/SERVICE…", Short: "Print all that is known of services", Args: cobra.MinimumNArgs(1)}
+	inspect.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		var items []api.ServiceDetail
+		for _, arg := range args {
+			stack, name, err := serviceArg(arg)
+			if err != nil {
+				return err
+			}
+			s, err := cl.Service(c.Context(), stack, name)
+			if err != nil {
+				return err
+			}
+			items = append(items, s)
+		}
+		return show(a, items, []string{"NAME", "REPLICAS", "STATE", "IMAGE"}, func(s api.ServiceDetail) []string {
+			return []string{spec.ServiceKey(s.Stack, s.Name), replicasText(s.ServiceInfo), s.State, shortImage(s.Image)}
+		})
+	}
+	c.AddCommand(a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"), a.scaleCmd())
+	return c
+}
+
+func replicasText(s api.ServiceInfo) string {
+	return fmt.Sprintf("%d/%d", s.Replicas.Running, s.Replicas.Desired)
+}
+
+func serviceArg(arg string) (stack, service string, err error) {
+	stack, service, ok := spec.SplitServiceKey(arg)
+	if !ok || stack == "" || service == "" {
+		return "", "", exitWith(exitUsage, "%q: want STACK/SERVICE, such as shop/web", arg)
+	}
+	return stack, service, nil
+}
+
+func (a *app) scaleCmd() *cobra.Command {
+	c := &cobra.Command{Use: "scale STACK/SERVICE=N…", Short: "Set the number of replicas and wait for them", Args: cobra.MinimumNArgs(1)}
+	wait := addWait(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		type target struct {
+			stack, service string
+			replicas       int
+		}
+		var targets []target
+		for _, arg := range args {
+			key, num, ok := strings.Cut(arg, "=")
+			n, err := strconv.Atoi(num)
+			if !ok || err != nil || n < 0 {
+				return exitWith(exitUsage, "%q: want STACK/SERVICE=N, such as shop/web=3", arg)
+			}
+			stack, service, err := serviceArg(key)
+			if err != nil {
+				return err
+			}
+			targets = append(targets, target{stack, service, n})
+		}
+		index := map[string]uint64{}
+		for _, t := range targets {
+			w, err := cl.Scale(c.Context(), t.stack, t.service, api.Scale{Replicas: t.replicas, RequestID: requestID()})
+			if err != nil {
+				return err
+			}
+			index[t.stack] = w.Index
+		}
+		for _, t := range targets {
+			i, ok := index[t.stack]
+			if !ok {
+				continue // waited for already
+			}
+			delete(index, t.stack)
+			if err := a.waitStack(c.Context(), cl, t.stack, i, wait); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return c
+}
+
+func (a *app) nodeCmd() *cobra.Command {
+	c := &cobra.Command{Use: "node", Short: "Look at the nodes"}
+	row := func(n api.NodeInfo) []string {
+		role := string(n.Role)
+		if n.Leader {
+			role += " (leader)"
+		}
+		return []string{n.Name, string(n.ID), role, string(n.State), string(n.Availability), n.Address, strconv.Itoa(n.Tasks),
+			fmt.Sprintf("%.1f", float64(n.Info.NanoCPUs)/1e9), bytesText(n.Info.Memory)}
+	}
+	header := []string{"NAME", "ID", "ROLE", "STATE", "AVAILABILITY", "ADDRESS", "TASKS", "CPUS", "MEMORY"}
+	ls := &cobra.Command{Use: "ls", Short: "List the nodes", Args: cobra.NoArgs}
+	ls.RunE = func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		l, err := cl.Nodes(c.Context())
+		if err != nil {
+			return err
+		}
+		return show(a, l.Items, header, row)
+	}
+	inspect := &cobra.Command{Use: "inspect NODE…", Short: "Print all that is known of nodes", Args: cobra.MinimumNArgs(1)}
+	inspect.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		var items []api.NodeInfo
+		for _, ref := range args {
+			n, err := cl.Node(c.Context(), ref)
+			if err != nil {
+				return err
+			}
+			items = append(items, n)
+		}
+		return show(a, items, header, row)
+	}
+	c.AddCommand(a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"))
+	return c
+}
+
+func (a *app) volumeCmd() *cobra.Command {
+	c := &cobra.Command{Use: "volume", Short: "List and remove volumes"}
+	ls := &cobra.Command{Use: "ls", Short: "List the volumes", Args: cobra.NoArgs}
+	ls.RunE = func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		l, err := cl.Volumes(c.Context())
+		if err != nil {
+			return err
+		}
+		return show(a, l.Items, []string{"NAME", "STACK", "NODES", "STATE"}, func(v api.VolumeInfo) []string {
+			state := "unused"
+			switch {
+			case v.Removing:
+				state = "removing"
+			case v.InUse:
+				state = "in use"
+			}
+			return []string{v.Name, v.Stack, cmp.Or(strings.Join(v.Nodes, ","), "-"), state}
+		})
+	}
+	rm := &cobra.Command{Use: "rm VOLUME…", Short: "Delete volumes and their data", Args: cobra.MinimumNArgs(1)}
+	rm.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		for _, name := range args {
+			if _, err := cl.RemoveVolume(c.Context(), name, requestID()); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.out, name)
+		}
+		return nil
+	}
+	c.AddCommand(a.formatFlag(ls, "table"), rm)
+	return c
+}
+
+func (a *app) networkCmd() *cobra.Command {
+	c := &cobra.Command{Use: "network", Short: "Look at the networks"}
+	ls := &cobra.Command{Use: "ls", Short: "List the networks", Args: cobra.NoArgs}
+	ls.RunE = func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		l, err := cl.Networks(c.Context())
+		if err != nil {
+			return err
+		}
+		return show(a, l.Items, []string{"NAME", "STACK", "DRIVER", "SUBNET"}, func(n spec.Network) []string {
+			return []string{n.Name, n.Stack, string(n.Spec.Driver), cmp.Or(n.Subnet, "-")}
+		})
+	}
+	c.AddCommand(a.formatFlag(ls, "table"))
+	return c
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"wherry.dev/api"
+	"wherry.dev/spec"
+)
+
+func (a *app) logsCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "logs STACK[/SERVICE]|TASK", Short: "Print what containers wrote, also of tasks that are over", Args: cobra.ExactArgs(1),
+	}
+	follow := c.Flags().BoolP("follow", "f", false, "go on with what is being written, also by new tasks")
+	tail := c.Flags().String("tail", "all", "number of last lines of each task to begin with")
+	since := c.Flags().String("since", "", "only lines since a time (2026-01-02T15:04:05Z) or a duration ago (10m)")
+	stamps := c.Flags().BoolP("timestamps", "t", false, "begin each line with its time")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		o := api.LogOptions{Tail: -1, Follow: *follow}
+		if *tail != "all" {
+			n, err := strconv.Atoi(*tail)
+			if err != nil || n < 0 {
+				return exitWith(exitUsage, "--tail %q: want a number of lines, or all", *tail)
+			}
+			o.Tail = n
+		}
+		var err error
+		if o.Since, err = parseSince(*since, time.Now()); err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		lw := &logWriter{w: a.out, stamps: *stamps, colour: a.colour()}
+		err = a.printLogs(c.Context(), cl, args[0], o, lw)
+		if c.Context().Err() != nil {
+			return &exitError{code: exitInterrupted}
+		}
+		return err
+	}
+	return c
+}
+
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, exitWith(exitUsage, "--since %q: want a duration such as 10m, or a time such as 2026-01-02T15:04:05Z", s)
+}
+
+// printLogs prints the logs of one task, or of all tasks of a service or stack.
+func (a *app) printLogs(ctx context.Context, cl *api.Client, ref string, o api.LogOptions, lw *logWriter) error {
+	stack, service, isService := spec.SplitServiceKey(ref)
+	if !isService {
+		t, err := cl.Task(ctx, ref)
+		if err == nil {
+			return cl.Logs(ctx, string(t.ID), o, func(l api.LogLine) error { return lw.print("", l) })
+		}
+		if !errors.Is(err, spec.ErrNotFound) {
+			return err
+		}
+	}
+	l, err := cl.Tasks(ctx, api.TaskFilter{Stack: stack, Service: service}, api.Poll{})
+	if err != nil {
+		if !isService && errors.Is(err, spec.ErrNotFound) {
+			return spec.NotFoundf("there is no stack and no task called %q; `wherry ls` and `wherry ps` list them", ref)
+		}
+		return err
+	}
+	if !o.Follow {
+		return mergeLogs(ctx, cl, l.Items, o, lw)
+	}
+	return followLogs(ctx, cl, api.TaskFilter{Stack: stack, Service: service}, l, o, lw)
+}
+
+// mergeLogs prints the logs of several tasks in the order of time.
+func mergeLogs(ctx context.Context, cl *api.Client, tasks []api.TaskInfo, o api.LogOptions, lw *logWriter) error {
+	type line struct {
+		api.LogLine
+		task string
+	}
+	var all []line
+	for _, t := range tasks {
+		if t.NodeID == "" {
+			continue
+		}
+		err := cl.Logs(ctx, string(t.ID), o, func(l api.LogLine) error {
+			all = append(all, line{l, t.Name})
+			return nil
+		})
+		if err != nil && !errors.Is(err, spec.ErrNotFound) {
+			return fmt.Errorf("logs of %s: %w", t.Name, err)
+		}
+	}
+	slices.SortStableFunc(all, func(x, y line) int { return x.Time.Compare(y.Time) })
+	for _, l := range all {
+		if err := lw.print(l.task, l.LogLine); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// followLogs prints the logs of all tasks that match, also of those that come
+// later, until ctx ends.
+func followLogs(ctx context.Context, cl *api.Client, f api.TaskFilter, l api.List[api.TaskInfo], o api.LogOptions, lw *logWriter) error {
+	g, ctx := errgroup.WithContext(ctx)
+	seen := map[spec.TaskID]bool{}
+	for first := true; ; first = false {
+		for _, t := range l.Items {
+			if seen[t.ID] || t.NodeID == "" || !first && t.State.Terminal() {
+				continue
+			}
+			seen[t.ID] = true
+			opts := o
+			if !first {
+				opts.Tail = -1 // a task that is new has said nothing that was missed on purpose
+			}
+			g.Go(func() error {
+				err := cl.Logs(ctx, string(t.ID), opts, func(ll api.LogLine) error { return lw.print(t.Name, ll) })
+				if err != nil && !errors.Is(err, spec.ErrNotFound) && ctx.Err() == nil {
+					return fmt.Errorf("logs of %s: %w", t.Name, err)
+				}
+				return nil
+			})
+		}
+		var err error
+		if l, err = cl.Tasks(ctx, f, api.Poll{Index: l.Index, Wait: time.Minute}); err != nil {
+			if werr := g.Wait(); werr != nil {
+				return werr
+			}
+			return err
+		}
+	}
+}
+
+// logWriter prints lines of several tasks, one at a time.
+type logWriter struct {
+	mu     sync.Mutex
+	w      io.Writer
+	stamps bool
+	colour bool
+	width  int
+}
+
+func (lw *logWriter) print(task string, l api.LogLine) error {
+	lw.mu.Lock()
+	defer lw.mu.Unlock()
+	var b strings.Builder
+	if task != "" {
+		lw.width = max(lw.width, len(task))
+		name := fmt.Sprintf("%-*s", lw.width, task)
+		if lw.colour {
+			name = fmt.Sprintf("\x1b[%dm%s\x1b[0m", 31+hash(task)%6, name)
+		}
+		b.WriteString(name + " | ")
+	}
+	if lw.stamps {
+		b.WriteString(l.Time.Format("2006-01-02T15:04:05.000Z07:00") + " ")
+	}
+	b.WriteString(l.Log)
+	if task != "" && !strings.HasSuffix(l.Log, "\n") {
+		b.WriteByte('\n')
+	}
+	_, err := io.WriteString(lw.w, b.String())
+	return err
+}
+
+func hash(s string) int {
+	h := 0
+	for _, r := range s {
+		h = (h*31 + int(r)) & 0xffff
+	}
+	return h
+}

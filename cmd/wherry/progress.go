@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+	"os"
+
+	"wherry.dev/api"
+	"wherry.dev/spec"
+)
+
+// pollWait is how long one question for news may take; the elapsed time on a
+// terminal moves that often.
+const pollWait = time.Second
+
+// waitStack waits until the stack runs as the write at index says, showing
+// how far it is. Its error tells whether it failed or ran out of time.
+func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index uint64, w *waitFlags) error {
+	if !w.wait {
+		return nil
+	}
+	wctx, cancel := w.within(ctx)
+	defer cancel()
+	p := newProgress(a.err, a.terminal())
+	defer p.close()
+	poll := api.Poll{Index: max(index, 1) - 1, Wait: pollWait}
+	var last api.StackStatus
+	for {
+		st, err := cl.StackStatus(wctx, stack, poll)
+		if err != nil {
+			return waitError(ctx, wctx, stack, last, w, err)
+		}
+		last, poll.Index = st, st.Index
+		p.show(st)
+		switch st.State {
+		case api.StateRunning:
+			return nil
+		case api.StateFailed:
+			p.close()
+			return &exitError{exitFailed, failure(st)}
+		}
+	}
+}
+
+func failure(st api.StackStatus) error {
+	var errs []error
+	for _, s := range st.Services {
+		if s.State == api.StateFailed {
+			errs = append(errs, fmt.Errorf("service %s: %s", spec.ServiceKey(s.Stack, s.Name), s.Message))
+		}
+	}
+	return fmt.Errorf("stack %s failed: %w; `wherry ps %s` and `wherry logs %s` say more", st.Name, errors.Join(errs...), st.Name, st.Name)
+}
+
+// waitError says why the waiting ended without an end.
+func waitError(ctx, wctx context.Context, stack string, last api.StackStatus, w *waitFlags, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return &exitError{exitInterrupted, fmt.Errorf("no longer waiting for %s; the cluster goes on, see `wherry ps %s`", stack, stack)}
+	case wctx.Err() != nil:
+		var open []string
+		for _, s := range last.Services {
+			if s.State != api.StateRunning {
+				open = append(open, fmt.Sprintf("service %s %s: %s", s.Name, replicasText(s), s.Message))
+			}
+		}
+		return &exitError{exitTimeout, fmt.Errorf("stack %s is not there after %s: %s", stack, w.timeout, strings.Join(open, "; "))}
+	}
+	return err
+}
+
+// waitGone waits until nothing of a removed stack is left.
+func (a *app) waitGone(ctx context.Context, cl *api.Client, stack string, index uint64, volumes bool, w *waitFlags) error {
+	wctx, cancel := w.within(ctx)
+	defer cancel()
+	p := newProgress(a.err, a.terminal())
+	defer p.close()
+	poll := api.Poll{Index: max(index, 1) - 1, Wait: pollWait}
+	for {
+		st, err := cl.StackStatus(wctx, stack, poll)
+		if errors.Is(err, spec.ErrNotFound) {
+			break
+		}
+		if err != nil {
+			return waitError(ctx, wctx, stack, st, w, err)
+		}
+		poll.Index = st.Index
+		p.line(stack, fmt.Sprintf("%s left to stop", count(st.Tasks, "task")))
+	}
+	return a.waitVolumes(ctx, wctx, cl, stack, volumes, w)
+}
+
+// waitVolumes waits until the data of a stack's volumes is gone. Volumes that
+// are not being removed are not waited for.
+func (a *app) waitVolumes(ctx, wctx context.Context, cl *api.Client, stack string, volumes bool, w *waitFlags) error {
+	var after uint64
+	for volumes {
+		l, err := cl.Volumes(wctx)
+		if err != nil {
+			return waitError(ctx, wctx, stack, api.StackStatus{}, w, err)
+		}
+		left := 0
+		for _, v := range l.Items {
+			if v.Stack == stack && v.Removing {
+				left++
+			}
+		}
+		if left == 0 {
+			return nil
+		}
+		// The next change of the state, whatever it is, is worth another look.
+		ev, err := cl.Tasks(wctx, api.TaskFilter{}, api.Poll{Index: max(after, l.Index), Wait: pollWait})
+		if err != nil {
+			return waitError(ctx, wctx, stack, api.StackStatus{}, w, err)
+		}
+		after = ev.Index
+	}
+	return nil
+}
+
+// progress shows the state of services: on a terminal one line per service,
+// rewritten; else a line per change.
+type progress struct {
+	w        io.Writer
+	rewrite  bool
+	started  time.Time
+	drawn    int               // lines on the terminal that belong to us
+	said     map[string]string // plain: the last line of each service
+	finished bool
+}
+
+func newProgress(w io.Writer, rewrite bool) *progress {
+	return &progress{w: w, rewrite: rewrite, started: time.Now(), said: map[string]string{}}
+}
+
+func (p *progress) show(st api.StackStatus) {
+	var lines []string
+	width := 0
+	for _, s := range st.Services {
+		width = max(width, len(s.Name))
+	}
+	for _, s := range st.Services {
+		text := fmt.Sprintf("%s %-9s", replicasText(s), s.State)
+		if s.State != api.StateRunning && s.Message != "" {
+			text += " " + s.Message
+		}
+		line := fmt.Sprintf("  %-*s  %s", width, s.Name, strings.TrimRight(text, " "))
+		if !p.rewrite {
+			p.line(st.Name+"/"+s.Name, text)
+		}
+		lines = append(lines, line)
+	}
+	if p.rewrite {
+		p.draw(append(lines, fmt.Sprintf("  %s", short(time.Since(p.started)))))
+	}
+}
+
+// line says one thing about one subject; on a terminal it replaces all that
+// was shown.
+func (p *progress) line(subject, text string) {
+	text = strings.TrimRight(text, " ")
+	if p.rewrite {
+		p.draw([]string{"  " + subject + ": " + text})
+		return
+	}
+	if p.said[subject] == text {
+		return
+	}
+	p.said[subject] = text
+	fmt.Fprintf(p.w, "%s: %s\n", subject, text)
+}
+
+func (p *progress) draw(lines []string) {
+	var b strings.Builder
+	if p.drawn > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", p.drawn)
+	}
+	width := p.columns()
+	for _, l := range lines {
+		if r := []rune(l); len(r) >= width {
+			l = string(r[:width-1])
+		}
+		fmt.Fprintf(&b, "\r\x1b[2K%s\n", l)
+	}
+	for range max(0, p.drawn-len(lines)) {
+		b.WriteString("\x1b[2K\n")
+	}
+	if extra := p.drawn - len(lines); extra > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", extra)
+	}
+	p.drawn = len(lines)
+	_, _ = io.WriteString(p.w, b.String()) // a closed terminal is no reason to stop
+}
+
+func (p *progress) columns() int {
+	if f, ok := p.w.(*os.File); ok {
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 20 {
+			return w
+		}
+	}
+	return 120
+}
+
+// close leaves what is shown and starts a new line after it.
+func (p *progress) close() { p.drawn = 0 }

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"runtime"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"wherry.dev/api"
+)
+
+// app is what all commands share.
+type app struct {
+	in       *os.File
+	out, err io.Writer
+	env      func(string) (string, bool)
+
+	host   string
+	format string
+	// parsed says that the command line was understood and the command runs.
+	parsed bool
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "wherry",
+		Short:         "Run Compose applications on a few Linux hosts",
+		SilenceErrors: true, SilenceUsage: true,
+		PersistentPreRun:  func(*cobra.Command, []string) { a.parsed = true },
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	host, _ := a.env("WHERRY_HOST")
+	root.PersistentFlags().StringVar(&a.host, "host", cmp.Or(host, api.DefaultHost), "address of the daemon (WHERRY_HOST)")
+	root.AddCommand(
+		a.applyCmd(), a.planCmd(), a.validateCmd(), a.rmCmd(),
+		a.lsCmd(), a.psCmd(), a.logsCmd(), a.execCmd(),
+		a.serviceCmd(), a.imageCmd(), a.volumeCmd(), a.networkCmd(), a.nodeCmd(),
+		a.versionCmd(),
+	)
+	a.addDaemon(root)
+	return root
+}
+
+func (a *app) client() (*api.Client, error) { return api.NewClient(a.host) }
+
+// formatFlag adds --format to a command that prints objects.
+func (a *app) formatFlag(c *cobra.Command, def string) *cobra.Command {
+	c.Flags().StringVar(&a.format, "format", def, "table, json, yaml or a Go template such as '{{.name}}'")
+	return c
+}
+
+// terminal reports whether progress may rewrite lines on stderr.
+func (a *app) terminal() bool {
+	f, ok := a.err.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return false
+	}
+	t, _ := a.env("TERM")
+	return t != "dumb"
+}
+
+// colour reports whether stdout takes colours.
+func (a *app) colour() bool {
+	if _, no := a.env("NO_COLOR"); no {
+		return false
+	}
+	f, ok := a.out.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// author is who runs the command, for the history of a stack.
+func author() string {
+	u, err := user.Current()
+	if err != nil {
+		return ""
+	}
+	return u.Username
+}
+
+// requestID makes a write safe to repeat.
+func requestID() string {
+	var b [12]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		panic(fmt.Sprintf("no randomness: %v", err)) // crypto/rand never fails on Linux
+	}
+	return hex.EncodeToString(b[:])
+}
+
+func (a *app) versionCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "version", Short: "Print the version of this binary, and with --daemon the daemon's", Args: cobra.NoArgs,
+	}
+	daemon := c.Flags().Bool("daemon", false, "ask the daemon as well")
+	a.formatFlag(c, "table")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		items := []api.Version{{Version: version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}}
+		if *daemon {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			v, err := cl.Version(c.Context())
+			if err != nil {
+				return err
+			}
+			items = append(items, v)
+		}
+		return show(a, items, []string{"VERSION", "GO", "PLATFORM", "NODE"}, func(v api.Version) []string {
+			return []string{v.Version, v.Go, v.OS + "/" + v.Arch, cmp.Or(string(v.Node), "client")}
+		})
+	}
+	return c
+}
