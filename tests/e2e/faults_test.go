@@ -1,0 +1,181 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"wherry.dev/tests/images"
+	"wherry.dev/tests/lab"
+)
+
+// TestRefusals: each bad input gives a clear error and its exit code, and
+// changes nothing.
+func TestRefusals(t *testing.T) {
+	l, h := oneHost(t)
+	load(t, h, images.Must(t, "wherry-examples/foreign:1", "linux/s390x"))
+	h.Must("apply", "-f", stack(t, "name: holder\nservices: {web: {image: "+image+", command: [sleep, '1000'], ports: ['7000:80']}}\n"))
+
+	// Somebody else on the host listens on 7100.
+	squatter := exec.Command("nsenter", "--net="+l.NSPath(h.Name), "--", "busybox", "nc", "-l", "-p", "7100")
+	squatter.Stdin = nil
+	if err := squatter.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = squatter.Process.Kill(); _ = squatter.Wait() }()
+
+	cases := []struct {
+		name, file string
+		code       int
+		want       []string
+	}{
+		{"missing image", "services: {web: {image: 127.0.0.1:1/none:1}}", 1, []string{"services.web.image", "127.0.0.1:1/none:1"}},
+		{"image for another platform", "services: {web: {image: wherry-examples/foreign:1}}", 3, []string{"s390x"}},
+		{"two stacks want one port", "services: {web: {image: " + image + ", ports: ['7000:80']}}", 1, []string{"7000", "holder/web"}},
+		{"the host has the port", "services: {web: {image: " + image + ", command: [sleep, '1000'], ports: ['7100:80']}}", 1, []string{"7100", "busybox"}},
+		{"no such command", "services: {web: {image: " + image + ", command: [/no/such/command]}}", 1, []string{"/no/such/command"}},
+		{"unknown key", "services: {web: {image: " + image + ", comand: [true]}}", 3, []string{"comand", "command"}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			r := h.Wherry("apply", "-f", stack(t, "name: bad\n"+c.file+"\n"), "--timeout", "45s")
+			if r.Code != c.code {
+				t.Errorf("exit %d, want %d", r.Code, c.code)
+			}
+			for _, w := range c.want {
+				if !strings.Contains(r.Stderr, w) {
+					t.Errorf("the error does not say %q", w)
+				}
+			}
+			if t.Failed() {
+				t.Log(r.Stderr)
+			}
+			if h.Wherry("rm", "bad").Code == 0 {
+				t.Log("the stack had been accepted")
+			}
+		})
+	}
+	if got := strings.Fields(h.Must("ls", "--format", "{{.name}}")); len(got) != 1 {
+		t.Errorf("stacks afterwards: %v", got)
+	}
+}
+
+// TestSecondDaemon: a folder has one daemon.
+func TestSecondDaemon(t *testing.T) {
+	_, h := oneHost(t)
+	r := h.Run(lab.Binary(t), "daemon", "--data-dir", h.DataDir, "--run-dir", h.RunDir+"2")
+	if r.Code != 1 || !strings.Contains(r.Stderr, fmt.Sprint(h.PID())) {
+		t.Errorf("same data folder: exit %d, want 1 and the holder's pid %d\n%s", r.Code, h.PID(), r.Stderr)
+	}
+	if err := os.RemoveAll(h.RunDir + "2"); err != nil {
+		t.Fatal(err)
+	}
+	h.Must("node", "ls")
+}
+
+// TestStaleRunFolder: what a dead daemon left in the run folder is no obstacle.
+func TestStaleRunFolder(t *testing.T) {
+	l := lab.New(t)
+	h := l.Host("host-1")
+	if err := os.MkdirAll(h.RunDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{"wherry.sock", "node.sock", "keeper.sock"} {
+		stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.RunDir, s)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stale.SetUnlinkOnClose(false)
+		stale.Close()
+	}
+	h.Start()
+}
+
+// TestDiskFull: a full data folder refuses writes and says so, loses nothing,
+// and goes on when there is room again.
+func TestDiskFull(t *testing.T) {
+	l := lab.New(t)
+	h := l.Host("host-1")
+	if err := os.MkdirAll(h.DataDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	img := filepath.Join(filepath.Dir(h.DataDir), "disk.img")
+	for _, args := range [][]string{{"truncate", "-s", "400M", img}, {"mkfs.ext4", "-q", img}, {"mount", "-o", "loop", img, h.DataDir}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+	}
+	// Cleanups run in reverse: the lab's, which stops the daemon, must be first.
+	unmounted := false
+	defer func() {
+		if !unmounted {
+			h.Kill()
+			_ = exec.Command("umount", "-l", h.DataDir).Run()
+		}
+	}()
+	h.Start()
+	load(t, h, images.Must(t, image, ""))
+	f := stack(t, "name: full\nservices: {web: {image: "+image+", command: [sleep, '1000']}}\n")
+	h.Must("apply", "-f", f)
+	pid := one(t, h, "full/web").Status.PID
+
+	filler := filepath.Join(h.DataDir, "filler")
+	fd, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := make([]byte, 1<<20)
+	for err == nil {
+		_, err = fd.Write(block)
+	}
+	if !strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
+		t.Fatal(err)
+	}
+	fd.Close()
+
+	lab.Eventually(t, soon, "a write is refused for lack of space", func() error {
+		started := time.Now()
+		r := h.Wherry("service", "scale", "full/web=2", "--wait=false")
+		if r.Code == 0 || !strings.Contains(r.Stderr, "left") && !strings.Contains(r.Stderr, "space") {
+			return fmt.Errorf("exit %d: %s", r.Code, r.Stderr)
+		}
+		if d := time.Since(started); d > 5*time.Second {
+			return fmt.Errorf("it took %s to say so", d)
+		}
+		return nil
+	})
+	h.Must("ps", "full") // reading goes on
+	if !h.Alive() {
+		t.Fatalf("the daemon ended:\n%s", h.LogTail(30))
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, soon, "writes go on when there is room", func() error {
+		_, err := h.Try("service", "scale", "full/web=2")
+		return err
+	})
+	found := false
+	for _, ti := range tasks(t, h, "full/web") {
+		found = found || ti.Status.PID == pid
+	}
+	if !found {
+		t.Error("the container that ran before was restarted")
+	}
+	h.Must("rm", "full", "--volumes")
+	h.Must("image", "rm", image)
+	h.Stop()
+	if out, err := exec.Command("umount", h.DataDir).CombinedOutput(); err != nil {
+		t.Fatalf("umount: %v: %s", err, out)
+	}
+	unmounted = true
+	h.Forget()
+}

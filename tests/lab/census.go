@@ -1,0 +1,151 @@
+//go:build linux
+
+package lab
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Census is what exists on the machine: one line per object.
+type Census map[string]bool
+
+// TakeCensus looks at everything that a daemon could leave behind: links,
+// addresses, routes, rules, neighbours and nftables of the calling process'
+// network namespace, network namespaces, mounts, cgroups, processes, loop
+// devices, unix sockets, and what lies in the usual run folders.
+func TakeCensus() Census {
+	c := Census{}
+	for _, args := range [][]string{
+		{"ip", "-o", "link"}, {"ip", "-o", "addr"}, {"ip", "route", "show", "table", "all"},
+		{"ip", "-6", "route", "show", "table", "all"}, {"ip", "rule"}, {"ip", "neigh", "show", "nud", "permanent"},
+		{"bridge", "fdb"}, {"nft", "list", "ruleset"},
+	} {
+		out, err := exec.Command(args[0], args[1:]...).Output()
+		if err != nil {
+			c.add("census", fmt.Sprintf("%s failed: %v", strings.Join(args, " "), err))
+			continue
+		}
+		for _, line := range strings.Split(string(out), "\n") {
+			c.add(args[0]+" "+args[len(args)-1], strings.TrimSpace(line))
+		}
+	}
+	c.mounts()
+	c.folders("netns", "/run/netns")
+	c.folders("run", "/run/containerd", "/run/runc", "/run/wherry")
+	c.cgroups()
+	c.processes()
+	c.sockets()
+	return c
+}
+
+func (c Census) add(kind, what string) {
+	if what != "" {
+		c[kind+": "+what] = true
+	}
+}
+
+// Diff lists what is in after and not in c, sorted.
+func (c Census) Diff(after Census) []string {
+	var out []string
+	for line := range after {
+		if !c[line] {
+			out = append(out, line)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (c Census) mounts() {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		c.add("census", err.Error())
+		return
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if f := strings.Fields(line); len(f) > 4 {
+			c.add("mount", f[4])
+		}
+	}
+}
+
+func (c Census) folders(kind string, roots ...string) {
+	for _, root := range roots {
+		_ = filepath.WalkDir(root, func(p string, _ fs.DirEntry, err error) error {
+			if err == nil {
+				c.add(kind, p)
+			}
+			return nil // what vanishes while we look is not left behind
+		})
+	}
+}
+
+func (c Census) cgroups() {
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			c.add("cgroup", p)
+		}
+		return nil
+	})
+}
+
+// processes lists every process that runs the binary under test, or lives in
+// another network or mount namespace than the caller: all that a daemon starts
+// is one or the other. What else goes on on the machine does not matter.
+func (c Census) processes() {
+	bin := os.Getenv("WHERRY_BIN")
+	if abs, err := filepath.Abs(bin); err == nil {
+		bin = abs
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		c.add("census", err.Error())
+		return
+	}
+	own := namespaces("self")
+	for _, e := range entries {
+		pid := e.Name()
+		if _, err := strconv.Atoi(pid); err != nil {
+			continue
+		}
+		exe, err := os.Readlink(filepath.Join("/proc", pid, "exe"))
+		if err != nil {
+			continue // a kernel thread, or gone by now
+		}
+		if ns := namespaces(pid); strings.TrimSuffix(exe, " (deleted)") == bin || ns != "" && ns != own {
+			cmd, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+			c.add("process", pid+" "+strings.ReplaceAll(strings.TrimRight(string(cmd), "\x00"), "\x00", " "))
+		}
+	}
+}
+
+// namespaces names the network and the mount namespace of a process; "" when
+// it is gone.
+func namespaces(pid string) string {
+	net, err1 := os.Readlink(filepath.Join("/proc", pid, "ns/net"))
+	mnt, err2 := os.Readlink(filepath.Join("/proc", pid, "ns/mnt"))
+	if err1 != nil || err2 != nil {
+		return ""
+	}
+	return net + " " + mnt
+}
+
+func (c Census) sockets() {
+	b, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		c.add("census", err.Error())
+		return
+	}
+	for _, l := range strings.Split(string(b), "\n") {
+		if f := strings.Fields(l); len(f) == 8 && f[0] != "Num" {
+			c.add("socket", f[7])
+		}
+	}
+}
