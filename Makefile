@@ -5,7 +5,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GO      := CGO_ENABLED=0 go
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=PATH,HOME,GOPATH,GOCACHE,GOMODCACHE,GOFLAGS,CI)
-E2E     := $(SUDO) env WHERRY_BIN=$(CURDIR)/bin/wherry CGO_ENABLED=0 go test -tags $(TAGS),e2e -count=1
+E2E     := $(SUDO) env WHERRY_BIN=$(CURDIR)/bin/wherry TAGS=$(TAGS),e2e CGO_ENABLED=0 go test -tags $(TAGS),e2e -count=1
 STATIC  := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: build check test demo lab bench soak images clean deps
@@ -40,13 +40,13 @@ demo: build images
 	./examples/demo.sh
 
 lab: build images
-	$(E2E) -v -timeout 0 -run TestLab ./tests/lab
+	$(subst e2e,play,$(E2E)) -v -timeout 0 -run TestPlay ./tests/lab
 
 bench: build images
 	$(E2E) -v -timeout 30m -run '^$$' -bench . -benchtime 1x ./tests/bench
 
 soak: build images
-	$(E2E) -v -timeout 0 ./tests/soak
+	$(E2E) -v -timeout 0 -run '$(RUN)' ./tests/soak
 
 clean:
 	rm -rf bin build

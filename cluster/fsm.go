@@ -22,10 +22,8 @@ type fsm struct {
 func (f *fsm) Apply(l *raft.Log) any {
 	c, err := store.Decode(l.Data)
 	if err != nil {
-		f.halt.stop(fmt.Errorf("read command %d of the log: %w: it was written by a newer version of wherry, start that one", l.Index, err))
-		f.halt.die(f.halt.failure())
-		// Only while Raft is being set up, which applies nothing.
-		panic("cluster: command applied before Raft runs")
+		// die does not return here: only Raft applies entries.
+		panic(f.halt.die(fmt.Errorf("read command %d of the log: %w: it was written by a newer version of wherry, start that one", l.Index, err)))
 	}
 	return f.store.Apply(l.Index, c)
 }

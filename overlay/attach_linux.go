@@ -28,8 +28,8 @@ func taskSysctls() map[string]string {
 //
 // The error is of class spec.ErrUnavailable when a network's document is not
 // here yet or another Attach of the task is under way, spec.ErrConflict when a
-// published port of the task's service is taken, and spec.ErrInvalid when the
-// kernel refuses a setting of the sandbox.
+// published port of the task's service is taken, and spec.ErrInvalid when one
+// cannot be published at all or the kernel refuses a setting of the sandbox.
 func (h *Host) Attach(ctx context.Context, s spec.Sandbox) (netns string, err error) {
 	if s.Mode == "host" {
 		return "", nil
@@ -191,6 +191,10 @@ func judgeSysctl(o Op, s spec.Sandbox, err error) error {
 	return err
 }
 
+func unpublishable(p spec.PublishedPort) string {
+	return fmt.Sprintf("port %d/%s cannot be published on %q: only IPv4 addresses, and tcp or udp", p.Port, p.Protocol, p.HostIP)
+}
+
 // portsFree claims the published ports of the task's service.
 func (h *Host) portsFree(s spec.Sandbox, nets []spec.HostNetwork) error {
 	var mine []spec.PublishedPort
@@ -205,6 +209,11 @@ func (h *Host) portsFree(s spec.Sandbox, nets []spec.HostNetwork) error {
 				owner, mine = p.Owner, nil
 			}
 			mine = append(mine, p)
+		}
+	}
+	for _, p := range mine {
+		if _, ok := claimOf(p); !ok {
+			return spec.Invalidf("%s", unpublishable(p))
 		}
 	}
 	refused := h.kernel.claim(Claims([]spec.HostNetwork{{Ports: mine}}))

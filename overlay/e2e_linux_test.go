@@ -54,33 +54,17 @@ type world struct {
 	others *namespaces // of the client
 	host   *Host
 	stop   func()
-	dns    *fakeDNS
+	dns    *testDNS
 	ops    *opLog
 	nets   []spec.HostNetwork
 	clock  uint64
 }
 
-// fakeDNS remembers what it was given last.
-type fakeDNS struct {
-	mu        sync.Mutex
-	resolvers []spec.Resolver
-	tables    []spec.NameTable
-	fail      error
-}
-
-func (d *fakeDNS) SetDNS(_ context.Context, r []spec.Resolver, t []spec.NameTable) error {
+// tasks are the tasks that have a resolver.
+func (d *testDNS) tasks() (ids []spec.TaskID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.fail == nil {
-		d.resolvers, d.tables = r, t
-	}
-	return d.fail
-}
-
-func (d *fakeDNS) tasks() (ids []spec.TaskID) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, r := range d.resolvers {
+	for _, r := range d.last.resolvers {
 		ids = append(ids, r.Task)
 	}
 	return ids
@@ -123,7 +107,7 @@ func sh(t *testing.T, line string) string {
 
 func newWorld(t *testing.T, bridgeNF string) *world {
 	t.Helper()
-	w := &world{t: t, runDir: t.TempDir(), others: newNamespaces(t.TempDir()), dns: &fakeDNS{}}
+	w := &world{t: t, runDir: t.TempDir(), others: newNamespaces(t.TempDir()), dns: &testDNS{}}
 	sh(t, "ip link set lo up; ip link add up0 type veth peer name out0; ip link set up0 addrgenmode none; ip link set out0 addrgenmode none; ip addr add "+hostIP+"/24 dev up0; ip link set up0 up")
 	if bridgeNF != "" {
 		sh(t, "echo "+bridgeNF+" > /proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -697,7 +681,7 @@ func TestRestartChangesNothing(t *testing.T) {
 	// A connection through the host while no daemon runs.
 	w.want(w.client(), "tcp", hostIP+":8080", "one "+clientIP)
 
-	w.dns = &fakeDNS{}
+	w.dns = &testDNS{}
 	w.start()
 	// The documents of a new session come one by one.
 	w.eventually("resolvers are there before any document", func() error {
@@ -782,11 +766,11 @@ func TestAttachErrors(t *testing.T) {
 	if _, err := w.host.Attach(ctx, bad); spec.ErrorClass(err) != "invalid" {
 		t.Errorf("attach with a bad sysctl: %v", err)
 	}
-	w.dns.fail = spec.Unavailablef("no keeper")
+	w.dns.set(spec.Unavailablef("no keeper"))
 	if _, err := w.host.Attach(ctx, sandbox("1-11", "shop.web.2", "1-1=10.9.1.3/24")); spec.ErrorClass(err) != "unavailable" {
 		t.Errorf("attach without DNS: %v", err)
 	}
-	w.dns.fail = nil
+	w.dns.set(nil)
 	w.attach(sandbox("1-11", "shop.web.2", "1-1=10.9.1.3/24"))
 	if ns, err := w.host.Attach(ctx, spec.Sandbox{Task: "1-12", Mode: "host"}); ns != "" || err != nil {
 		t.Errorf("attach to the host: %q, %v", ns, err)

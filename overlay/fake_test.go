@@ -172,6 +172,12 @@ func (k *fakeKernel) observe(q query) (observation, error) {
 	}
 	o.state.merge(k.st)
 	o.state.Tables = map[string]Table{}
+	if !q.host {
+		o.state.Claims = map[Claim]bool{}
+		k.mu.Unlock()
+		o.state.dropLinks(func(l LinkID) bool { return l.NS != "" && !o.inside[l.NS] })
+		return o, nil
+	}
 	for n, t := range k.st.Tables {
 		c := Table{Sets: map[string]Set{}, Chains: maps.Clone(t.Chains)}
 		for s := range t.Sets {

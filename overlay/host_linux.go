@@ -377,6 +377,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 			busy = append(busy, t.Sandbox)
 		}
 	}
+	repair = repair && h.change == change
 	h.mu.Unlock()
 
 	want := Compile(in)
@@ -432,7 +433,7 @@ func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]
 			c, ok := claimOf(p)
 			switch {
 			case !ok:
-				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, fmt.Sprintf("port %d/%s on %q: only IPv4 addresses and tcp or udp can be published", p.Port, p.Protocol, p.HostIP)})
+				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, unpublishable(p)})
 			case refused[c] != nil:
 				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, refused[c].Error()})
 			}

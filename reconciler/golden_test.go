@@ -31,6 +31,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //	plan                        make a plan, print and apply it
 //	settle                      plan and let hosts obey until nothing moves; print the plans
 //	report TASK STATE [health|REASON]    TASK is a name or an ID
+//	crash TASK N                it runs again after N attempts that failed
 //	drain|pause|activate|down|up NODE
 //	wait DURATION
 //	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | tasks
@@ -166,6 +167,9 @@ func (c *cluster) do(line string) {
 		c.settle()
 	case "report":
 		c.report(f[1], spec.TaskState(f[2]), strings.Join(f[3:], " "))
+	case "crash":
+		n, _ := strconv.Atoi(f[2])
+		c.crash(f[1], n)
 	case "drain", "pause", "activate":
 		a := map[string]spec.Availability{"drain": spec.NodeDrain, "pause": spec.NodePaused, "activate": spec.NodeActive}[f[0]]
 		c.must(store.Command{SetNode: &store.SetNode{ID: nodeID(f[1]), Availability: &a}})
@@ -292,6 +296,21 @@ func (c *cluster) report(name string, state spec.TaskState, rest string) {
 			if !c.tell(t, s) {
 				c.t.Fatalf("the report of %s changed nothing", name)
 			}
+			return
+		}
+	}
+	c.t.Fatalf("no task %s", name)
+}
+
+// crash reports that the newest task of a name runs again after n failures.
+func (c *cluster) crash(name string, n int) {
+	s := spec.TaskStatus{State: spec.TaskRunning, Since: c.now, Started: n + 1}
+	for i := range n {
+		s.Attempts = append(s.Attempts, spec.Attempt{Number: i + 1, Started: c.now, Ended: c.now, ExitCode: 2, LastLog: []string{"panic: no"}})
+	}
+	for _, t := range slices.Backward(c.store.Snapshot().Tasks()) {
+		if c.name(t) == name && !t.Status.State.Terminal() {
+			c.tell(t, s)
 			return
 		}
 	}

@@ -163,9 +163,6 @@ func partEmpty(p *spec.Part) bool {
 		len(p.RemoveVolumes) == 0 && len(p.RemoveRevisions) == 0 && len(p.RemoveContents) == 0
 }
 
-// partSize is the number of tasks that a part touches.
-func partSize(p *spec.Part) int { return len(p.Create) + len(p.Change) + len(p.Remove) }
-
 // read notes that a part stands on an object at a version, unless an earlier
 // part of this plan moves it.
 func (p *planner) read(part *spec.Part, kind spec.ObjectKind, key string, version uint64) {

@@ -53,7 +53,7 @@ func (s *pass) settleSurplus(pl *place) {
 		return
 	}
 	next := last(pl.live, func(t *spec.Task) bool { return s.outdated(t) == "" })
-	if next != nil && s.serves(next) {
+	if next != nil && s.steady(next) {
 		s.endOthers(pl, next)
 		return
 	}
@@ -172,7 +172,7 @@ func (s *pass) fill(pl *place) *spec.Task {
 	if len(pl.ending) > 1 || len(pl.ending) == 1 && s.stopFirst(pl.ending[0]) {
 		return nil
 	}
-	if partSize(&s.part) >= maxPart {
+	if s.full() {
 		s.wake(s.now)
 		return nil
 	}
@@ -201,6 +201,7 @@ func (s *pass) create(pl *place) *spec.Task {
 		}
 	}
 	pl.fresh = t
+	s.made++
 	if s.now.Before(t.NotBefore) {
 		s.wake(t.NotBefore)
 		t.Status.Reason = fmt.Sprintf("waits until %s, %s", t.NotBefore.Add(time.Second-1).UTC().Format("15:04:05 MST"), why)
@@ -354,9 +355,25 @@ func (s *pass) busy(pl *place) bool {
 		if t.Status.State == spec.TaskPending {
 			return s.placed(t) || s.now.Before(t.NotBefore) || s.gate(pl) != ""
 		}
-		return !s.serves(t) && !s.isDown(t)
+		return !s.steady(t) && !s.isDown(t)
 	}
 	return true
+}
+
+// steady reports whether a task serves and is trusted to go on: one without
+// health check that came back after a failed attempt has to run for a while
+// first. It keeps an update from rolling a crash loop over all places, since
+// each new attempt looks ready for a moment.
+func (s *pass) steady(t *spec.Task) bool {
+	n := len(t.Status.Attempts)
+	if !s.serves(t) || n == 0 || !t.Status.Attempts[n-1].Failed() || t.Status.Health == spec.HealthHealthy {
+		return s.serves(t)
+	}
+	trusted := t.Status.Attempts[n-1].Ended.Add(s.goodRun())
+	if s.updating && s.now.Before(trusted) {
+		s.wake(trusted)
+	}
+	return !s.now.Before(trusted)
 }
 
 // placed reports whether this part gives a node to a task that waits for one.
@@ -434,102 +451,4 @@ func (s *pass) addressRoom(old *spec.Task) string {
 		}
 	}
 	return ""
-}
-
-// settleUpdate moves the update status on.
-func (s *pass) settleUpdate() {
-	was := s.svc.Update
-	under := was.State == spec.UpdateUpdating || was.State == spec.UpdatePaused
-	done := true
-	for _, pl := range s.places {
-		for _, t := range slices.Concat(pl.live, pl.ending) {
-			if t.Revision != s.svc.Revision {
-				under = under || t.Desired == spec.DesiredRunning
-			}
-		}
-		done = done && (!pl.fillable || s.current(pl))
-	}
-	if !under {
-		return
-	}
-	next := spec.UpdateStatus{State: spec.UpdateUpdating, Since: s.now}
-	if pl := s.failing(); pl != nil && !done {
-		next.State, next.Message = spec.UpdatePaused, s.whyFailing(pl)
-	} else if done {
-		next.State = spec.UpdateCompleted
-	} else {
-		for _, pl := range s.places {
-			if pl.blocked != "" {
-				next.Message = fmt.Sprintf("task %s cannot be replaced: %s", s.placeName(pl), pl.blocked)
-				break
-			}
-		}
-	}
-	if next.State == was.State {
-		next.Since = was.Since
-	}
-	if next != was {
-		s.serviceChange().Update = &next
-	}
-}
-
-// current reports whether a place is as the service wants it.
-func (s *pass) current(pl *place) bool {
-	if pl.fresh != nil || len(pl.ending) > 0 {
-		return false
-	}
-	if len(pl.live) == 0 {
-		return s.settled(pl)
-	}
-	return len(pl.live) == 1 && s.outdated(pl.live[0]) == "" && s.serves(pl.live[0])
-}
-
-// maxFailures of a replacement in a row pause an update.
-const maxFailures = 3
-
-// failing returns a place at which the current revision has failed too often
-// since the user changed the service, or nil. It matters during updates only.
-func (s *pass) failing() *place {
-	if s.svc.Update.State != spec.UpdateUpdating && s.svc.Update.State != spec.UpdatePaused {
-		return nil
-	}
-	for _, pl := range s.places {
-		if s.current(pl) {
-			continue
-		}
-		if s.failures(pl) >= maxFailures || s.settled(pl) && s.failures(pl) > 0 {
-			return pl
-		}
-	}
-	return nil
-}
-
-// failures counts the newest tasks of a place that failed without another
-// outcome in between.
-func (s *pass) failures(pl *place) int {
-	n := 0
-	for _, t := range slices.Backward(pl.over) {
-		if t.Revision != s.svc.Revision || t.Created.Before(s.svc.Changed) {
-			continue // of an update before this one
-		}
-		if !failed(t) {
-			break
-		}
-		n++
-	}
-	return n
-}
-
-func (s *pass) whyFailing(pl *place) string {
-	t := last(pl.over, func(t *spec.Task) bool { return t.Revision == s.svc.Revision && failed(t) })
-	n := s.failures(pl)
-	times := fmt.Sprintf("%d times", n)
-	if n == 1 {
-		times = "once"
-	}
-	return fmt.Sprintf("task %s failed %s, last: %s", s.placeName(pl), times, ending(t))
-}
-
-func (s *pass) placeName(pl *place) string {
-	return s.taskName(&spec.Task{Stack: s.svc.Stack, Service: s.svc.Name, Slot: pl.slot, Node: pl.node})
 }

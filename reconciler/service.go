@@ -20,8 +20,10 @@ type pass struct {
 	part   spec.Part
 	// places that the service ought to fill or whose tasks may stay, in order.
 	places []*place
-	// updating: tasks of another revision were met.
+	// updating: an update is under way, or tasks of another revision were met.
 	updating bool
+	// made counts the tasks that are to be created.
+	made int
 }
 
 // place is a slot, or for a global service a node, and its tasks.
@@ -105,6 +107,7 @@ func (s *pass) sortTasks() {
 			add(&place{name: strconv.Itoa(i), slot: i, fillable: true})
 		}
 	}
+	s.updating = s.svc.Update.State == spec.UpdateUpdating || s.svc.Update.State == spec.UpdatePaused
 	for _, t := range s.tasks[s.svc.Key()] {
 		pl := index[t.Place()]
 		if pl != nil && (t.Slot > 0) != (pl.slot > 0) {
@@ -119,6 +122,7 @@ func (s *pass) sortTasks() {
 			s.end(nil, t, spec.DesiredRemoved, s.whyNoPlace(t))
 		case t.Desired == spec.DesiredRunning:
 			pl.live = append(pl.live, t)
+			s.updating = s.updating || t.Revision != s.svc.Revision
 		default:
 			pl.ending = append(pl.ending, t)
 		}
@@ -142,7 +146,7 @@ func (s *pass) reap(t *spec.Task) {
 	switch {
 	case !ok && !at.IsZero():
 		s.wake(at)
-	case ok && partSize(&s.part) >= maxPart:
+	case ok && s.full():
 		s.wake(s.now)
 	case ok:
 		s.remove(t)
@@ -152,6 +156,11 @@ func (s *pass) reap(t *spec.Task) {
 func (s *pass) remove(t *spec.Task) {
 	s.part.Remove = append(s.part.Remove, t.ID)
 	s.reaped[t.ID] = true
+}
+
+// full reports whether the part is as large as it may become.
+func (s *pass) full() bool {
+	return s.made+len(s.part.Change)+len(s.part.Remove) >= maxPart
 }
 
 // change returns the change of a task in this part, new or as begun.
@@ -176,7 +185,7 @@ func (s *pass) end(pl *place, t *spec.Task, d spec.TaskDesired, why string) {
 	}
 	s.ended[t.ID] = true
 	state := s.endState(t)
-	if pl == nil && partSize(&s.part) >= maxPart {
+	if pl == nil && s.full() {
 		s.wake(s.now)
 		return
 	}

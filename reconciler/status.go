@@ -156,7 +156,7 @@ func (s *pass) whyNoNode() string {
 func (s *pass) trouble(pl *place) trouble {
 	name := s.placeName(pl)
 	if n, t := s.lost(pl); n > 0 {
-		return trouble{failing, fmt.Sprintf("%s: %s", name, s.lastWords(t))}
+		return trouble{failing, fmt.Sprintf("%s: %s", name, ending(t))}
 	}
 	if len(pl.live) == 0 {
 		if s.settled(pl) {
@@ -174,8 +174,15 @@ func (s *pass) trouble(pl *place) trouble {
 		}
 		return trouble{progressing, name + ": waits to be replaced by the current revision"}
 	}
-	if s.serves(t) {
-		return trouble{}
+	if s.serves(t) && (s.steady(t) || !s.updating) {
+		why := s.outdated(t)
+		if why == "" {
+			return trouble{}
+		}
+		if room := s.roomWithout(pl, t); room != "" {
+			why += "; it stays, since no other node can take it: " + room
+		}
+		return trouble{progressing, name + ": " + why}
 	}
 	return s.taskTrouble(name, t)
 }
@@ -191,7 +198,7 @@ func (s *pass) taskTrouble(name string, t *spec.Task) trouble {
 	case st.State != spec.TaskPending && !s.nodeUp(t.Node):
 		return trouble{impaired, name + ": node " + s.nodeName(t.Node) + " is down"}
 	case len(st.Attempts) > 0 && st.Attempts[len(st.Attempts)-1].Failed():
-		return trouble{impaired, name + ": " + s.lastWords(t)}
+		return trouble{impaired, name + ": " + ending(t)}
 	case st.Health == spec.HealthUnhealthy:
 		return trouble{impaired, name + " is unhealthy" + suffix(st.Reason)}
 	case st.State == spec.TaskRunning:
@@ -223,7 +230,7 @@ func (s *pass) lost(pl *place) (n int, t *spec.Task) {
 	tasks := slices.Concat(pl.over, pl.live)
 	slices.SortStableFunc(tasks, func(a, b *spec.Task) int { return compareIDs(string(a.ID), string(b.ID)) })
 	for _, x := range slices.Backward(tasks) {
-		if x.Revision != s.svc.Revision || s.succeeded(x) {
+		if x.Revision != s.svc.Revision || s.steady(x) {
 			break
 		}
 		if x.Status.State == spec.TaskRejected && !x.Created.Before(s.svc.Changed) {
@@ -247,20 +254,8 @@ func atLeast(n int) int {
 	return n
 }
 
-// succeeded: the task serves, and has for longer than an attempt that fails at
-// once.
-func (s *pass) succeeded(t *spec.Task) bool {
-	if !s.serves(t) {
-		return false
-	}
-	n := len(t.Status.Attempts)
-	return n == 0 || t.Status.Health == spec.HealthHealthy || s.now.Sub(t.Status.Attempts[n-1].Ended) >= s.goodRun()
-}
-
 func (s *pass) longRun(a *spec.Attempt) bool {
 	return !a.Started.IsZero() && a.Ended.Sub(a.Started) >= s.goodRun()
 }
 
 func (s *pass) goodRun() time.Duration { return cmp.Or(s.tmpl.Restart.Window.D(), defaultGoodRun) }
-
-func (s *pass) lastWords(t *spec.Task) string { return ending(t) }

@@ -120,7 +120,9 @@ type Attachment struct {
 }
 
 // HealthCheck says how the health of a container is found. Test follows
-// Docker: ["CMD", …], ["CMD-SHELL", line] or ["NONE"].
+// Docker: ["CMD", …], ["CMD-SHELL", line] or ["NONE"]; without one the image's
+// test runs. Zero times and retries are the image's, or else the defaults of
+// Docker.
 type HealthCheck struct {
 	Test     []string `json:"test"`
 	Interval Duration `json:"interval"`

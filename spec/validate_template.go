@@ -23,11 +23,21 @@ var (
 	platform   = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9_.]+)?$`)
 	signalForm = regexp.MustCompile(`^((SIG)?[A-Za-z0-9+-]{1,12}|[0-9]{1,2})$`)
 	cpusetForm = regexp.MustCompile(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
-	capability = regexp.MustCompile(`^(ALL|CAP_[A-Z0-9_]+)$`)
 	sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+$`)
-	ulimitName = regexp.MustCompile(`^[a-z]+$`)
 	permitted  = regexp.MustCompile(`^[rwm]{1,3}$`)
 )
+
+// ulimits are the names of resource limits of Linux.
+var ulimits = []string{
+	"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
+	"sigpending", "stack",
+}
+
+// capabilities are the capabilities of Linux, without the prefix CAP_.
+var capabilities = strings.Fields(`AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE
+	DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN
+	NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE
+	SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM`)
 
 var propagations = []string{"", "private", "rprivate", "shared", "rshared", "slave", "rslave"}
 
@@ -164,14 +174,11 @@ func (c *checker) health(at string, h *HealthCheck) {
 			c.add(at+".test", "the test has no command")
 		}
 	}
-	if h.Interval <= 0 || h.Timeout <= 0 {
-		c.add(at, "interval and timeout must be positive")
-	}
+	c.notNegative(at+".interval", int64(h.Interval))
+	c.notNegative(at+".timeout", int64(h.Timeout))
 	c.notNegative(at+".start_period", int64(h.StartPeriod))
 	c.notNegative(at+".start_interval", int64(h.StartInterval))
-	if h.Retries < 1 {
-		c.add(at+".retries", "must be at least 1")
-	}
+	c.notNegative(at+".retries", int64(h.Retries))
 }
 
 func (c *checker) resources(at string, r *Resources) {
@@ -213,7 +220,10 @@ func (c *checker) resources(at string, r *Resources) {
 func (c *checker) isolation(at string, t *Template) {
 	for _, name := range slices.Sorted(maps.Keys(t.Ulimits)) {
 		u := t.Ulimits[name]
-		if !ulimitName.MatchString(name) || u.Soft < -1 || u.Hard < -1 || u.Hard != -1 && (u.Soft > u.Hard || u.Soft == -1) {
+		if !slices.Contains(ulimits, name) {
+			c.add(at+".ulimits", "there is no limit %q", name)
+		}
+		if u.Soft < -1 || u.Hard < -1 || u.Hard != -1 && (u.Soft > u.Hard || u.Soft == -1) {
 			c.add(at+".ulimits."+name, "soft %d and hard %d are not a limit", u.Soft, u.Hard)
 		}
 	}
@@ -222,9 +232,15 @@ func (c *checker) isolation(at string, t *Template) {
 			c.add(at+".sysctls", "%q is not the name of a kernel parameter", name)
 		}
 	}
-	for _, name := range slices.Concat(t.CapAdd, t.CapDrop) {
-		if !capability.MatchString(name) {
-			c.add(at+".cap_add", "%q is not a capability such as CAP_NET_ADMIN", name)
+	c.capabilities(at+".cap_add", t.CapAdd)
+	c.capabilities(at+".cap_drop", t.CapDrop)
+	for i, o := range t.SecurityOpt {
+		key, value, _ := strings.Cut(o, "=")
+		switch {
+		case key == "no-new-privileges" && (value == "true" || value == "false"), key == "seccomp" && value == "unconfined",
+			key == "systempaths" && value == "unconfined", key == "apparmor" && value != "":
+		default:
+			c.add(fmt.Sprintf("%s.security_opt[%d]", at, i), "%q is none of no-new-privileges=true|false, seccomp=unconfined, apparmor=PROFILE and systempaths=unconfined", o)
 		}
 	}
 	oneOf(c, at+".pid_mode", t.PIDMode, "", "host")
@@ -232,6 +248,15 @@ func (c *checker) isolation(at string, t *Template) {
 	for i, d := range t.Devices {
 		if !path.IsAbs(d.Source) || !path.IsAbs(d.Target) || !permitted.MatchString(d.Permissions) {
 			c.add(fmt.Sprintf("%s.devices[%d]", at, i), "%s:%s:%s is not a device with absolute paths and permissions of r, w and m", d.Source, d.Target, d.Permissions)
+		}
+	}
+}
+
+func (c *checker) capabilities(at string, names []string) {
+	for _, name := range names {
+		short, ok := strings.CutPrefix(name, "CAP_")
+		if name != "ALL" && (!ok || !slices.Contains(capabilities, short)) {
+			c.add(at, "%q is not a capability such as CAP_NET_ADMIN", name)
 		}
 	}
 }

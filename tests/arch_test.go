@@ -251,6 +251,9 @@ func TestPackageDocs(t *testing.T) {
 // TestNoInit: nothing happens by being imported.
 func TestNoInit(t *testing.T) {
 	for _, f := range sources(t) {
+		if isTest(f) {
+			continue
+		}
 		for _, d := range f.ast.Decls {
 			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
 				t.Errorf("%s: func init", f.set.Position(fn.Pos()))

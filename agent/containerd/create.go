@@ -21,8 +21,6 @@ import (
 
 // Create implements agent.Runtime.
 func (r *Runtime) Create(ctx context.Context, c agent.Container) error {
-	ctx, cancel := context.WithTimeout(ctx, createTimeout)
-	defer cancel()
 	if err := r.create(ctx, c); err != nil {
 		return fmt.Errorf("create container of %s: %w", c.Name, err)
 	}
@@ -38,14 +36,12 @@ func (r *Runtime) create(ctx context.Context, c agent.Container) error {
 	if err != nil {
 		return err
 	}
-	if stdin := rec.Labels[labelStdin]; stdin != "" {
-		if err := makeFIFO(stdin); err != nil {
-			return err
-		}
-	}
+	// A large volume takes its time.
 	if err := r.copyUp(ctx, c.Mounts, img); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	defer cancel()
 	// The container comes before its file system: it holds on to it from then
 	// on, and whatever is half made is found by List.
 	made, err := r.client.ContainerService().Create(ctx, rec)

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -230,7 +231,12 @@ type childRecord struct {
 func (d *Daemon) adopt(ctx context.Context) (*process, error) {
 	var r childRecord
 	if !readRecord(d.pidFile(), &r) || r.Boot != bootID() {
-		return nil, nil
+		// Should the run folder have been cleared under a child that runs, it
+		// still holds the database and has to go.
+		r.PID, r.Birth = d.findChild()
+		if r.PID == 0 {
+			return nil, nil
+		}
 	}
 	p, err := openProcess(r.PID, r.Birth)
 	if err != nil || p == nil {
@@ -251,6 +257,28 @@ func (d *Daemon) adopt(ctx context.Context) (*process, error) {
 	defer p.close()
 	d.c.Logger.Info("containerd of an earlier start is replaced", "pid", p.pid)
 	return nil, p.stop(stopTimeout)
+}
+
+// findChild looks for a child of ours among all processes.
+func (d *Daemon) findChild() (pid int, birth uint64) {
+	want := "\x00" + daemonVerb + "\x00--config\x00" + d.configFile() + "\x00"
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, 0
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err == nil && strings.HasSuffix(string(line), want) {
+			if birth, state, _, ok := procStat(pid); ok && state != 'Z' {
+				return pid, birth
+			}
+		}
+	}
+	return 0, 0
 }
 
 // start starts the child and returns when it serves.

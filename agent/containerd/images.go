@@ -118,7 +118,7 @@ func recordName(q agent.ImageRequest) (string, error) {
 // present returns the image when it is stored and unpacked, unpacking it when
 // it is only stored; nil when it has to be pulled.
 func (r *Runtime) present(ctx context.Context, ref string, q agent.ImageRequest) (*image, error) {
-	ctx, cancel := context.WithTimeout(ctx, unpackTimeout)
+	ctx, cancel := context.WithTimeout(quiet(ctx), unpackTimeout)
 	defer cancel()
 	is := r.client.ImageService()
 	rec, err := is.Get(ctx, ref)

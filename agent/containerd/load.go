@@ -29,7 +29,7 @@ func (r *Runtime) Load(ctx context.Context, in io.Reader) ([]Image, error) {
 	if err != nil {
 		return nil, spec.Invalidf("load images: %v", err)
 	}
-	ctx, done, err := r.client.WithLease(ctx)
+	ctx, done, err := r.client.WithLease(quiet(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("load images: %w", classify(err))
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -18,9 +19,11 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 
 	"wherry.dev/agent"
 	"wherry.dev/spec"
@@ -74,11 +77,19 @@ func (r *Runtime) Resolve(ctx context.Context, name, platform string) (string, e
 	} else if !isNotFound(err) {
 		return "", fmt.Errorf("look up image %s: %w", ref, classify(err))
 	}
-	_, desc, err := r.resolver().Resolve(ctx, ref)
+	_, desc, err := r.resolver().Resolve(quiet(ctx), ref)
 	if err != nil {
 		return "", registryError(ctx, ref, err)
 	}
 	return desc.Digest.String(), nil
+}
+
+// quiet keeps containerd's libraries from writing to standard error: what goes
+// wrong is in the errors that they return.
+func quiet(ctx context.Context) context.Context {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	return log.WithLogger(ctx, logrus.NewEntry(l))
 }
 
 // resolver makes a resolver of its own for each pull: it remembers tokens.
@@ -117,7 +128,7 @@ func (r *Runtime) pull(ctx context.Context, ref, platform string, progress func(
 		return images.Image{}, err
 	}
 	// Nothing that is fetched may be collected before it has a name.
-	ctx, done, err := r.client.WithLease(ctx)
+	ctx, done, err := r.client.WithLease(quiet(ctx))
 	if err != nil {
 		return images.Image{}, fmt.Errorf("pull image %s: %w", ref, classify(err))
 	}
@@ -287,6 +298,10 @@ func (w *pullWatch) watch(ctx context.Context) {
 			continue
 		case <-ctx.Done():
 			if w.progress != nil {
+				last.Total = 0
+				for _, size := range sizes {
+					last.Total += size
+				}
 				w.progress(PullProgress{Done: last.Total, Total: last.Total})
 			}
 			return

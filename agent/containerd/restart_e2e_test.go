@@ -4,12 +4,18 @@ package containerd
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"wherry.dev/agent"
+	"wherry.dev/agent/runtimetest"
 	"wherry.dev/spec"
 	"wherry.dev/tests/images"
 )
@@ -255,5 +261,94 @@ func TestOOM(t *testing.T) {
 	h.runTask(h.container("1-2", img, command("kill -9 $$; exit 9")))
 	if s := h.await("1-2", agent.RunStopped); s.OOM {
 		t.Errorf("without a limit: %+v, want no OOM", s)
+	}
+}
+
+// TestOrphanWithoutRecord: the run folder was cleared under a running child.
+func TestOrphanWithoutRecord(t *testing.T) {
+	h := newHost(t)
+	child := h.childPID()
+	h.abandon()
+	if err := os.Remove(h.daemon.pidFile()); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if running(child) {
+		t.Error("the orphan still runs")
+	}
+}
+
+func TestDaemonRefuses(t *testing.T) {
+	dir := t.TempDir()
+	long := filepath.Join(dir, strings.Repeat("x", MaxRunDir))
+	for name, c := range map[string]DaemonConfig{
+		"long run folder":     {DataDir: dir, RunDir: long, Binary: self(t)},
+		"relative run folder": {DataDir: dir, RunDir: "run", Binary: self(t)},
+	} {
+		if err := NewDaemon(c).Run(t.Context()); !errors.Is(err, spec.ErrInvalid) {
+			t.Errorf("%s: %v, want an error of class invalid", name, err)
+		}
+	}
+	if err := NewDaemon(DaemonConfig{DataDir: dir, RunDir: "/tmp", Binary: "/no/such/program"}).Run(t.Context()); err == nil {
+		t.Error("a program that does not exist: no error")
+	}
+	if _, err := New(Config{DataDir: dir, RunDir: dir, RuncBinary: "no-such-runc"}); !errors.Is(err, spec.ErrInvalid) {
+		t.Errorf("no OCI runtime: %v", err)
+	}
+}
+
+// TestExternal runs the contract on a containerd that is not ours.
+func TestExternal(t *testing.T) {
+	path, err := exec.LookPath("containerd")
+	if err != nil {
+		t.Fatalf("this test needs a containerd of the distribution: %v", err)
+	}
+	dir, err := os.MkdirTemp("", "wx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n", dir+"/root", dir+"/state", dir+"/c.sock")
+	if err := os.WriteFile(dir+"/config.toml", []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(dir + "/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(path, "-c", dir+"/config.toml")
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	d := NewDaemon(DaemonConfig{Address: dir + "/c.sock"})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	<-d.Ready()
+	rt, err := New(Config{Address: d.Address(), DataDir: dir + "/d", RunDir: dir + "/r", Node: "feedfeedfeedfeed", Binary: self(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rctx, rcancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = rt.Run(rctx) }()
+	h := &host{t: t, dir: dir, rt: rt}
+	img := h.load(nil, images.Config{})
+	runtimetest.Run(t, func(*testing.T) runtimetest.Subject {
+		return runtimetest.Subject{Runtime: rt, Execer: rt, Image: img, Adjust: func(c *agent.Container) { c.Template.NetworkMode = "none" }}
+	})
+	rcancel()
+	<-ended
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

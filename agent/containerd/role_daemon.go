@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
@@ -87,10 +88,17 @@ func serveContainerd(args []string) error {
 		return err
 	}
 
-	// The shims inherit it. (containerd's own setting of their environment does
-	// not reach the one that cleans up after a dead shim.)
-	if err := os.Setenv(exitsEnv, c.Exits); err != nil {
-		return err
+	for name, value := range map[string]string{
+		// The shims inherit it. (containerd's own setting of their environment
+		// does not reach the one that cleans up after a dead shim.)
+		exitsEnv: c.Exits,
+		// No program of the node is run on what an image holds.
+		"CONTAINERD_DISABLE_PIGZ":  "1",
+		"CONTAINERD_DISABLE_IGZIP": "1",
+	} {
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
 	}
 
 	signals := make(chan os.Signal, 8)
@@ -136,10 +144,29 @@ func serveContainerd(args []string) error {
 		srv.Stop()
 		return err
 	}
-	<-signals
+	boundLog(ctx, signals)
 	cancel()
 	srv.Stop()
 	return nil
+}
+
+// boundLog keeps the log on standard error below a size, until a signal arrives.
+func boundLog(ctx context.Context, signals <-chan os.Signal) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-signals:
+			return
+		case <-tick.C:
+		}
+		// It is opened for appending, so every writer goes on at the new end.
+		if st, err := os.Stderr.Stat(); err == nil && st.Mode().IsRegular() && st.Size() > 4*maxLog {
+			if err := os.Stderr.Truncate(0); err != nil {
+				log.G(ctx).WithError(err).Warn("truncate log")
+			}
+		}
+	}
 }
 
 // server makes containerd's own configuration. Everything that would

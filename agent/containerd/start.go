@@ -43,6 +43,12 @@ func (r *Runtime) start(ctx context.Context, t spec.TaskID, h *handle) (int, err
 	if err := checkUpper(h.mounts); err != nil {
 		return 0, err
 	}
+	if stdin := h.labels[labelStdin]; stdin != "" {
+		// The run folder may have gone with a reboot.
+		if err := makeFIFO(stdin); err != nil {
+			return 0, err
+		}
+	}
 	pid, err := r.newProcess(ctx, t, h)
 	for isExists(err) {
 		// There is one of an earlier attempt, or of a start cut short.
@@ -133,6 +139,10 @@ func (r *Runtime) recordRun(t spec.TaskID, pid int) error {
 	birth, _, parent, ok := procStat(pid)
 	if !ok {
 		return spec.Unavailablef("process %d has ended before it was started", pid)
+	}
+	// Whoever could still write the end of an earlier attempt is gone by now.
+	if err := removeFile(exitPath(r.records(), string(t))); err != nil {
+		return err
 	}
 	rec := runRecord{PID: pid, Birth: birth, Shim: parent, Boot: bootID(), Time: time.Now()}
 	rec.ShimBirth, _, _, _ = procStat(parent)

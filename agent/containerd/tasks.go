@@ -92,7 +92,7 @@ func (r *Runtime) state(c containers.Container, p *tasktypes.Process, boot strin
 	switch {
 	case !started:
 		return s
-	case ended && exit.PID == run.PID && !exit.Time.Before(run.Time.Add(-time.Second)):
+	case ended && exit.PID == run.PID:
 		s.State, s.ExitCode, s.Ended = agent.RunStopped, exit.Status, exit.Time
 		s.OOM = exit.OOM && exit.Status != 0
 	case run.Boot == boot && run.alive(), r.inLimbo(c.ID, run.PID):

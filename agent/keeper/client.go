@@ -321,26 +321,49 @@ func (c *Client) Stop(ctx context.Context) error {
 	c.stopOnce.Do(func() { close(c.stopped) })
 	c.starting.Lock()
 	defer c.starting.Unlock()
-	id, idErr := readPID(c.cfg.RunDir)
-	p, done, err := c.connect(ctx)
-	if nobody(err) {
+	id, err := c.askStop(ctx)
+	switch {
+	case err == nil:
+		return id.wait(ctx)
+	case nobody(err):
 		return nil
 	}
-	if err == nil {
-		defer done()
-		if _, err = p.call(message{Op: opStop}); err == nil {
-			// It keeps the connection until it ends.
-			_, _, err = p.receive()
-			if err != nil && !isTimeout(err) {
-				err = nil
-			}
+	if id == (process{}) { // it did not say
+		var idErr error
+		if id, idErr = readPID(c.cfg.RunDir); idErr != nil {
+			return errors.Join(err, idErr)
 		}
 	}
-	if idErr != nil {
-		return err
+	return errors.Join(err, id.kill(context.WithoutCancel(ctx)))
+}
+
+// askStop asks the keeper to end and waits until it closes the connection,
+// which is the last that it does. It returns which process that is, also with an
+// error, as far as the keeper said it.
+func (c *Client) askStop(ctx context.Context) (id process, err error) {
+	for range tries {
+		if id, err = c.askStopOnce(ctx); err == nil || nobody(err) || isTimeout(err) {
+			break
+		} // it was being replaced: ask the next
 	}
+	return id, err
+}
+
+func (c *Client) askStopOnce(ctx context.Context) (id process, err error) {
+	p, done, err := c.connect(ctx)
 	if err != nil {
-		return errors.Join(err, id.kill(context.WithoutCancel(ctx)))
+		return id, err
 	}
-	return id.wait(ctx)
+	defer done()
+	m, err := p.call(message{Op: opStop})
+	if err != nil {
+		return id, err
+	}
+	if m.Status != nil {
+		id, _ = processOf(m.Status.PID) // none, if it is gone by now
+	}
+	if _, _, err := p.receive(); isTimeout(err) {
+		return id, err
+	}
+	return id, nil
 }

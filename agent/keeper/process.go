@@ -108,8 +108,11 @@ func (p process) kill(ctx context.Context) error {
 	return waitGone(ctx, fd)
 }
 
-// wait returns when the process is gone.
+// wait returns when the process is gone; no process is.
 func (p process) wait(ctx context.Context) error {
+	if p == (process{}) {
+		return nil
+	}
 	fd, err := unix.PidfdOpen(p.PID, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil

@@ -78,9 +78,10 @@ func (k *keeper) serveControl(ctx context.Context, c *net.UnixConn) {
 			}
 			reply = failure(k.setLogs(*m.Logs))
 		case opStop:
-			k.keep(p)
-			p.send(message{})
-			k.end(errStopped)
+			if k.keep(p) {
+				p.send(message{Status: &Status{Version: k.cfg.Version, PID: os.Getpid()}})
+				k.end(errStopped)
+			}
 			return
 		case opHandover:
 			if release() { // once begun, it is not cut short
@@ -103,10 +104,14 @@ func (k *keeper) isReplaced() bool {
 }
 
 // keep leaves a connection open until the process ends, which is what its
-// other end waits for.
-func (k *keeper) keep(p *peer) {
+// other end waits for. It reports false when another keeper serves already.
+func (k *keeper) keep(p *peer) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.replaced {
+		return false
+	}
 	p.kept = true
 	k.kept = append(k.kept, p)
+	return true
 }

@@ -196,6 +196,7 @@ func cutOverUDP(q *dns.Msg, tcp bool) [][]byte {
 }
 
 func TestExchangeNobody(t *testing.T) {
+	t.Parallel()
 	x := newExchanger(filepath.Join(t.TempDir(), "missing"))
 	packet := packed(new(dns.Msg).SetQuestion("example.com.", dns.TypeA))
 	if _, err := x.exchange(context.Background(), nil, packet, false); err != errNoAnswer {
@@ -219,6 +220,7 @@ func TestExchangeNobody(t *testing.T) {
 
 // TestAvoid: only one query pays for a server that does not answer.
 func TestAvoid(t *testing.T) {
+	t.Parallel()
 	dead, alive := newFakeServer(t, silent), newFakeServer(t, says("1.1.1.1"))
 	x := newExchanger("")
 	packet := packed(new(dns.Msg).SetQuestion("example.com.", dns.TypeA))

@@ -115,7 +115,7 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 		Images: runtime, Runtime: runtime, Execer: runtime, Network: network, Logs: keep, Manager: own,
 		Wake: runtime.Changed(), Logger: log.With("part", "agent")})
 	srv, err := server.New(server.Config{Store: member.Store(), Proposer: member, Resolver: resolver{runtime}, Nodes: nodes{member.Node(), own},
-		Images: images{runtime}, Tasks: tasks{runtime, member.Store(), c.dataDir}, ContentKey: member.ContentKey(),
+		Images: images{runtime}, Tasks: tasks{host, runtime, c.dataDir}, ContentKey: member.ContentKey(),
 		Node: member.Node(), Version: version, Logger: log.With("part", "api")})
 	if err != nil {
 		return err

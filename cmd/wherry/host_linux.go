@@ -13,7 +13,6 @@ import (
 	"wherry.dev/agent/containerd"
 	"wherry.dev/api"
 	"wherry.dev/cluster"
-	"wherry.dev/cluster/store"
 	"wherry.dev/overlay"
 	"wherry.dev/spec"
 )
@@ -79,16 +78,13 @@ func (n nodes) Transport(id spec.NodeID) (http.RoundTripper, error) {
 
 // tasks are the tasks of this host, for the node API.
 type tasks struct {
+	host    *agent.Agent
 	runtime *containerd.Runtime
-	state   *store.Store
 	dataDir string
 }
 
 func (t tasks) Logs(ctx context.Context, id spec.TaskID, o api.LogOptions, fn func(api.LogLine) error) error {
-	over := func() bool {
-		task := t.state.Snapshot().Task(id)
-		return task == nil || task.Status.State.Terminal()
-	}
+	over := func() bool { return !t.host.LogOpen(id) }
 	return agent.ReadLogs(ctx, agent.LogDir(t.dataDir, id), agent.LogOptions{Tail: o.Tail, Since: o.Since, Follow: o.Follow, Done: over},
 		func(l agent.LogLine) error {
 			text := l.Text

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/sirupsen/logrus"
 
 	"wherry.dev/api"
 	"wherry.dev/spec"
@@ -29,6 +32,9 @@ func main() {
 	if code, ok := role(os.Args); ok {
 		os.Exit(code)
 	}
+	// compose-go warns through logrus; what there is to say of a file, our own
+	// findings say.
+	logrus.SetOutput(io.Discard)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:]))

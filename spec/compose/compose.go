@@ -130,13 +130,14 @@ type loading struct {
 	mains    []mainFile
 	// tree is the merged view of all files, as written.
 	tree *node
-	// nested: the tree has parts of files that live in another folder.
-	nested   bool
-	files    fileSet
-	findings []Finding
-	seen     map[string]bool // findings, to say nothing twice
-	stack    spec.Stack
-	contents map[spec.ContentID][]byte
+	// diagnosing: the files were refused and their merged view is examined, in
+	// which paths of included files have lost the folder they belong to.
+	diagnosing bool
+	files      fileSet
+	findings   []Finding
+	seen       map[string]bool // findings, to say nothing twice
+	stack      spec.Stack
+	contents   map[spec.ContentID][]byte
 }
 
 // run goes through the stages; each one adds findings, and those after which

@@ -94,6 +94,9 @@ func (c *conversion) pack(files []spec.ContentFile) (spec.ContentID, error) {
 
 // fileContent packs the file or folder that a config names.
 func (c *conversion) fileContent(at path, name string) (spec.ContentID, bool) {
+	if c.misplaced(at) {
+		return "", false
+	}
 	abs := c.resolve(name)
 	files, _, err := readContent(abs)
 	if err == nil {

@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math/big"
@@ -209,19 +210,21 @@ func (c *conversion) health(at path, h *types.HealthCheckConfig) *spec.HealthChe
 	if h.Disable || len(h.Test) > 0 && h.Test[0] == "NONE" {
 		return &spec.HealthCheck{Test: []string{"NONE"}}
 	}
-	out := &spec.HealthCheck{
-		Test:          h.Test,
-		Interval:      duration(h.Interval, defaultInterval),
-		Timeout:       duration(h.Timeout, defaultTimeout),
-		StartPeriod:   duration(h.StartPeriod, 0),
-		StartInterval: duration(h.StartInterval, defaultStartInterval),
-		Retries:       defaultRetries,
-	}
 	if len(h.Test) == 1 && strings.HasPrefix(h.Test[0], "CMD") {
 		c.refuse(at.key("test"), "", "the test %s has no command", h.Test[0])
 	}
-	if h.Retries != nil && *h.Retries > 0 {
+	out := &spec.HealthCheck{
+		Test: h.Test, Interval: duration(h.Interval, 0), Timeout: duration(h.Timeout, 0),
+		StartPeriod: duration(h.StartPeriod, 0), StartInterval: duration(h.StartInterval, 0),
+	}
+	if h.Retries != nil {
 		out.Retries = int(min(*h.Retries, 1<<20))
+	}
+	if len(h.Test) > 0 { // otherwise the image's times come first
+		out.Interval = cmp.Or(out.Interval, spec.Duration(defaultInterval))
+		out.Timeout = cmp.Or(out.Timeout, spec.Duration(defaultTimeout))
+		out.StartInterval = cmp.Or(out.StartInterval, spec.Duration(defaultStartInterval))
+		out.Retries = cmp.Or(out.Retries, defaultRetries)
 	}
 	return out
 }
@@ -363,7 +366,9 @@ func (c *conversion) securityOpt(at path, opts []string) []string {
 			if value == "" {
 				value = "true"
 			}
-		case key == "seccomp" && (value == "unconfined" || value == "builtin"),
+		case key == "seccomp" && value == "builtin":
+			continue // the default
+		case key == "seccomp" && value == "unconfined",
 			key == "apparmor" && value != "",
 			key == "systempaths" && value == "unconfined":
 		case key == "label":

@@ -30,6 +30,7 @@ const maxAttempts = 200
 // it checks the merged view against the schema itself, cuts out what is wrong,
 // and tries again with the rest.
 func (l *loading) diagnose(first error) (*types.Project, bool) {
+	l.diagnosing = true
 	before := l.refusals()
 	prune := map[string]bool{"include": true, "version": true}
 	for _, f := range l.findings {

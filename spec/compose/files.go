@@ -118,6 +118,9 @@ func (l *loading) display(abs string) string {
 // checkInputFile refuses a file that compose-go is going to read and that it
 // should not. Paths in findings are those of the key that names the file.
 func (l *loading) checkInputFile(p path, name string) bool {
+	if l.misplaced(p) {
+		return false
+	}
 	info, err := os.Stat(name)
 	switch {
 	case err != nil:
@@ -130,6 +133,12 @@ func (l *loading) checkInputFile(p path, name string) bool {
 		return true
 	}
 	return false
+}
+
+// misplaced reports whether the path that a key names cannot be resolved, since
+// the key stands in a file of another folder and only the merged view is left.
+func (l *loading) misplaced(p path) bool {
+	return l.diagnosing && filepath.Dir(l.tree.find(p).file) != filepath.Dir(l.mains[0].display)
 }
 
 // reason strips the operation and the path, which the message names itself.
@@ -170,8 +179,8 @@ func (l *loading) readEnvironment() bool {
 
 func (l *loading) readEnvFile(name string) bool {
 	fail := func(message string) bool {
-		l.files.add(name)
-		l.add(Finding{Verdict: Refused, File: name, Message: message})
+		l.files.add(l.display(name))
+		l.add(Finding{Verdict: Refused, File: l.display(name), Message: message})
 		return false
 	}
 	info, err := os.Stat(name)
@@ -271,9 +280,6 @@ func (r *reader) open(abs string) []*node {
 	data, err := readLimited(abs)
 	if err != nil {
 		return nil
-	}
-	if filepath.Dir(abs) != r.l.dir {
-		r.l.nested = true
 	}
 	return r.parse(abs, data)
 }

@@ -2,6 +2,7 @@ package compose
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -74,6 +75,7 @@ var auxiliary = map[string]string{
 // samples has a pair for every honoured key; a key that holds others is shown
 // by theirs.
 var samples = map[string]pair{
+	"services.*.pull_policy": {"services: {web: {image: nginx}}", "services: {web: {image: nginx, pull_policy: always}}"},
 	"name": {"name: one\nservices: {web: {image: nginx}}", "name: two\nservices: {web: {image: nginx}}"},
 	"include.[].path": {"include: [{path: a.yml}]\nservices: {web: {image: nginx}}",
 		"include: [{path: b.yml}]\nservices: {web: {image: nginx}}"},
@@ -298,6 +300,10 @@ func writeFile(t *testing.T, name, text string) {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// Modes are part of contents, whatever the umask.
+	if err := errors.Join(os.Chmod(filepath.Dir(name), 0o755), os.Chmod(name, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 }

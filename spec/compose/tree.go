@@ -26,7 +26,6 @@ type path []string
 
 func (p path) key(k string) path { return append(slices.Clip(p), k) }
 func (p path) index(i int) path  { return p.key("[" + strconv.Itoa(i) + "]") }
-func (p path) isIndex() bool     { return len(p) > 0 && strings.HasPrefix(p[len(p)-1], "[") }
 
 // String returns "services.web.ports[0]".
 func (p path) String() string {

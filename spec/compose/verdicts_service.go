@@ -4,7 +4,7 @@ package compose
 var serviceRows = []row{
 	{path: "services.*.image", note: "completed to registry/name:tag"},
 	{path: "services.*.build", verdict: NoEffect, note: "nothing is built: the image is taken as it is", hint: "build and push it, or load it by wherry image load", subtree: true},
-	{path: "services.*.pull_policy", verdict: NoEffect, note: "an image is pulled on a node when it is missing there", same: []string{"missing", "if_not_present"}},
+	{path: "services.*.pull_policy", note: "always asks the registry at every apply; the other policies mean missing: an image is pulled on a node that lacks it"},
 	{path: "services.*.pull_refresh_after", verdict: NoEffect, note: "an image is pulled on a node when it is missing there"},
 	{path: "services.*.platform", note: "what the image is pulled for"},
 	{path: "services.*.command"},
@@ -41,7 +41,7 @@ var serviceRows = []row{
 	{path: "services.*.restart", note: "no, on-failure[:n], always and unless-stopped; always is the default"},
 	{path: "services.*.stop_signal"},
 	{path: "services.*.stop_grace_period", note: "10s by default"},
-	{path: "services.*.healthcheck", note: "without test the image's; interval 30s, timeout 30s, 3 retries, start_interval 5s by default"},
+	{path: "services.*.healthcheck", note: "without test that of the image, at the image's times where none are given; else interval 30s, timeout 30s, 3 retries, start_interval 5s by default"},
 	{path: "services.*.healthcheck.test"},
 	{path: "services.*.healthcheck.interval"},
 	{path: "services.*.healthcheck.timeout"},
@@ -83,7 +83,7 @@ var serviceRows = []row{
 	{path: "services.*.ports.[].name"},
 	{path: "services.*.ports.[].app_protocol", verdict: NoEffect, note: "ports are forwarded whatever they speak"},
 
-	{path: "services.*.volumes", note: "a relative path travels with the stack, read-only, or becomes a volume: see below"},
+	{path: "services.*.volumes", note: "a relative path travels with the stack, read-only, or becomes a volume: see above"},
 	{path: "services.*.volumes.[].type", note: "volume, bind or tmpfs"},
 	{path: "services.*.volumes.[].source"},
 	{path: "services.*.volumes.[].target"},

@@ -114,7 +114,7 @@ func TestJSON(t *testing.T) {
 // TestPlan: what plan says is what apply does.
 func TestPlan(t *testing.T) {
 	_, h := oneHost(t)
-	first := "name: p\nservices:\n  a: {image: " + image + ", command: [sleep, '1000']}\n  b: {image: " + image + ", command: [sleep, '1000'], volumes: ['d:/d']}\nvolumes: {d: }\n"
+	first := "name: p\nservices:\n  a: {image: " + image + ", command: [sleep, '1000']}\n  b: {image: " + image + ", command: [sleep, '1000'], volumes: ['data:/data']}\nvolumes: {data: }\n"
 	r := h.Wherry("plan", "-f", stack(t, first), "--exit-code")
 	if r.Code != 10 || !strings.Contains(r.Stdout, "+ service a") && !strings.Contains(r.Stdout, "+ service p/a") || !strings.Contains(r.Stdout, "+ task p.b.1") {
 		t.Errorf("plan of a new stack: exit %d\n%s%s", r.Code, r.Stdout, r.Stderr)
@@ -124,8 +124,8 @@ func TestPlan(t *testing.T) {
 	}
 	h.Must("apply", "-f", stack(t, first))
 
-	second := strings.ReplaceAll(first, "  b: {image: "+image+", command: [sleep, '1000'], volumes: ['d:/d']}\n", "")
-	second = strings.ReplaceAll(second, "volumes: {d: }\n", "")
+	second := strings.ReplaceAll(first, "  b: {image: "+image+", command: [sleep, '1000'], volumes: ['data:/data']}\n", "")
+	second = strings.ReplaceAll(second, "volumes: {data: }\n", "")
 	second = strings.ReplaceAll(second, "sleep, '1000'", "sleep, '2000'")
 	r = h.Wherry("plan", "-f", stack(t, second))
 	for _, w := range []string{"± task p.a.1", "- task p.b.1", "1000", "2000"} {
@@ -137,7 +137,7 @@ func TestPlan(t *testing.T) {
 	if out := h.Must("service", "ls", "--format", "{{.name}}"); strings.TrimSpace(out) != "a" {
 		t.Errorf("services after apply: %q", out)
 	}
-	if out := h.Must("volume", "ls", "--format", "{{.name}}"); strings.TrimSpace(out) != "p_d" {
+	if out := h.Must("volume", "ls", "--format", "{{.name}}"); strings.TrimSpace(out) != "p_data" {
 		t.Errorf("volumes after apply: %q, want the volume to stay", out)
 	}
 }

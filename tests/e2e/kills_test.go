@@ -47,12 +47,12 @@ func (j *journal) write(ctx context.Context, cl *api.Client, inflight *atomic.In
 			j.acked = n
 			j.mu.Unlock()
 		}
-		if n%5 != 0 {
+		if n%25 != 0 {
 			continue
 		}
 		name := fmt.Sprintf("%s-%d", j.stack, n)
 		inflight.Add(1)
-		_, err = cl.PutStack(ctx, api.PutStack{Stack: numbered(name, n, 0), RequestID: name})
+		_, err = cl.PutStack(ctx, api.PutStack{Stack: numbered(name, n, 0), RequestID: "make " + name})
 		inflight.Add(-1)
 		if err == nil {
 			j.mu.Lock()

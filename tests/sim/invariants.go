@@ -188,7 +188,8 @@ func (w *World) checkViews() {
 		st, _ := reconciler.Status(snap, row.Name, w.now)
 		for _, s := range st.Services {
 			// What has no room says so, and what depends on it waits.
-			waits := s.State == reconciler.StateUpdating && (s.Update.Message != "" || strings.Contains(s.Message, "waits for service"))
+			waits := s.State == reconciler.StateUpdating && (s.Update.Message != "" ||
+				strings.Contains(s.Message, "waits for service") || strings.Contains(s.Message, "no other node"))
 			if s.State != reconciler.StateRunning && s.State != reconciler.StateDegraded && !waits {
 				w.failf("service %s/%s is %s at rest: %s", row.Name, s.Name, s.State, s.Message)
 			}
