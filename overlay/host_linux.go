@@ -249,8 +249,9 @@ func (h *Host) Status() Status {
 	return s
 }
 
-// Run keeps the kernel as it is wanted until ctx ends. It leaves everything in
-// place when it returns, but gives up the claimed ports.
+// Run keeps the kernel as it is wanted until ctx ends. When it returns it
+// leaves everything in place for the sandboxes that are attached, and nothing
+// when there are none. It gives up the claimed ports.
 func (h *Host) Run(ctx context.Context) error {
 	h.mu.Lock()
 	err := h.openLocked()
@@ -280,6 +281,7 @@ func (h *Host) Run(ctx context.Context) error {
 			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
 				return fmt.Errorf("run network: %w", cause)
 			}
+			h.clear()
 			return nil
 		case <-h.wake:
 			full = true
@@ -296,6 +298,19 @@ func (h *Host) Run(ctx context.Context) error {
 			default:
 			}
 		}
+	}
+}
+
+// clear removes all networks if no sandbox needs them: a host whose daemon has
+// ended and on which nothing runs is as it was before.
+func (h *Host) clear() {
+	h.mu.Lock()
+	idle := h.known && len(h.tasks) == 0
+	h.mu.Unlock()
+	if idle {
+		h.Set(nil)
+		h.converge(true)
+		h.removeDoomed()
 	}
 }
 

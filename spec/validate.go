@@ -146,8 +146,11 @@ func (c *checker) port(at string, p Port) {
 	oneOf(c, at+".protocol", p.Protocol, "tcp", "udp")
 	oneOf(c, at+".mode", p.Mode, PublishIngress, PublishHost)
 	if p.HostIP != "" {
-		if _, err := netip.ParseAddr(p.HostIP); err != nil {
+		switch ip, err := netip.ParseAddr(p.HostIP); {
+		case err != nil:
 			c.add(at+".host_ip", "%q is not an IP address", p.HostIP)
+		case !ip.Is4():
+			c.add(at+".host_ip", "%s is no IPv4 address, and others are not published yet", p.HostIP)
 		}
 	}
 }

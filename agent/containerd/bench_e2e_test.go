@@ -54,6 +54,7 @@ func TestStartAgainstBareClient(t *testing.T) {
 			t.Errorf("%d at once take %.2f times as long as with the bare client, want at most %.1f", n, float64(o)/float64(b), limit)
 		}
 	}
+	removeCgroup("/" + Namespace) // of the plain client
 	if left := cgroupDirs(h.rt.cgroupParent()); len(left) > 0 {
 		t.Errorf("cgroups are left over: %v", left)
 	}

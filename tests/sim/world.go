@@ -24,6 +24,8 @@ type World struct {
 	scarce bool
 	// calm: nothing goes wrong any more.
 	calm bool
+	// dead is a host that does not come back.
+	dead *host
 	// late are commands that were sent and have not arrived yet.
 	late []store.Command
 	// Trace has one line per event, for the reader of a failing seed.
@@ -214,7 +216,14 @@ func (w *World) arriveLate() {
 // Converge ends all faults, and plays on until nothing moves any more.
 func (w *World) Converge() {
 	w.calm, w.late = true, nil
-	for _, h := range w.hosts {
+	for i, h := range w.hosts {
+		if i > 0 && i == len(w.hosts)-1 && w.chance(30) {
+			w.dead = h // and stays so
+			if h.up {
+				h.flip(w)
+			}
+			continue
+		}
 		h.heal(w)
 	}
 	w.lastWill()
@@ -229,6 +238,9 @@ func (w *World) Converge() {
 		}
 		moved := false
 		for _, h := range w.hosts {
+			if h == w.dead {
+				continue
+			}
 			h.hear(w, true)
 			moved = h.stepAll(w) || moved
 			moved = h.tellAll(w) || moved
@@ -240,7 +252,10 @@ func (w *World) Converge() {
 			w.now = plan.Next
 		default:
 			w.checkWanted()
-			w.checkViews()
+			if w.dead == nil {
+				w.checkNothingLeft(w.store.Snapshot())
+				w.checkViews()
+			}
 			w.checkShuffled()
 			return
 		}
