@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 sudo=$([ "$(id -u)" = 0 ] || echo sudo)
 wherry=bin/wherry
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+if [ -t 1 ]; then say() { printf '\n\033[1m%s\033[0m\n' "$*"; }; else say() { printf '\n%s\n' "$*"; }; fi
 w() { $sudo "$wherry" "$@"; }
 page() { timeout 5 curl -sf http://127.0.0.1:8080/ || timeout 5 busybox wget -q -O - http://127.0.0.1:8080/; }
 

@@ -213,21 +213,37 @@ func (s *pass) create(pl *place) *spec.Task {
 	return t
 }
 
-// leaveDownNode gives up a task on a node that is down when its place can be
-// filled on another one. Otherwise the task stays: its container may well be
-// running, and nothing would be gained.
+// leaveDownNode gives up tasks on nodes that are down when their place is
+// filled on another one, or can be, in which case it reports true. Otherwise
+// they stay: their containers may well be running, and nothing would be gained.
 func (s *pass) leaveDownNode(pl *place) bool {
-	if pl.slot == 0 || len(pl.live) != 1 || !s.isDown(pl.live[0]) {
+	var down []*spec.Task
+	filled := false
+	for _, t := range pl.live {
+		if s.isDown(t) {
+			down = append(down, t)
+		} else if t.Status.State != spec.TaskPending {
+			filled = true
+		}
+	}
+	if pl.slot == 0 || len(down) == 0 {
 		return false
 	}
-	t := pl.live[0]
-	s.board.Release(s.booking(t))
-	if s.room(pl) != "" {
-		s.board.Book(s.booking(t))
-		return false
+	if !filled {
+		for _, t := range down {
+			s.board.Release(s.booking(t))
+		}
+		if s.room(pl) != "" {
+			for _, t := range down {
+				s.board.Book(s.booking(t))
+			}
+			return false
+		}
 	}
-	s.end(pl, t, spec.DesiredStopped, s.whyLost(t))
-	return true
+	for _, t := range down {
+		s.end(pl, t, spec.DesiredStopped, s.whyLost(t))
+	}
+	return len(pl.live) == 0
 }
 
 func (s *pass) isDown(t *spec.Task) bool {

@@ -4,12 +4,9 @@ package containerd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -275,25 +272,6 @@ func TestOrphanWithoutRecord(t *testing.T) {
 	h.start()
 	if running(child) {
 		t.Error("the orphan still runs")
-	}
-}
-
-func TestDaemonRefuses(t *testing.T) {
-	dir := t.TempDir()
-	long := filepath.Join(dir, strings.Repeat("x", MaxRunDir))
-	for name, c := range map[string]DaemonConfig{
-		"long run folder":     {DataDir: dir, RunDir: long, Binary: self(t)},
-		"relative run folder": {DataDir: dir, RunDir: "run", Binary: self(t)},
-	} {
-		if err := NewDaemon(c).Run(t.Context()); !errors.Is(err, spec.ErrInvalid) {
-			t.Errorf("%s: %v, want an error of class invalid", name, err)
-		}
-	}
-	if err := NewDaemon(DaemonConfig{DataDir: dir, RunDir: "/tmp", Binary: "/no/such/program"}).Run(t.Context()); err == nil {
-		t.Error("a program that does not exist: no error")
-	}
-	if _, err := New(Config{DataDir: dir, RunDir: dir, RuncBinary: "no-such-runc"}); !errors.Is(err, spec.ErrInvalid) {
-		t.Errorf("no OCI runtime: %v", err)
 	}
 }
 

@@ -116,9 +116,10 @@ var (
 	_ agent.Execer  = (*Runtime)(nil)
 )
 
-// concurrentStarts is how many processes are made at once. More callers wait
-// their turn: a start is mostly work of the CPU.
-const concurrentStarts = 8
+// concurrentStarts is how many processes are made at once; more callers wait
+// their turn. A few dozen keep all cores busy; with hundreds nothing else on the
+// node would get its share.
+const concurrentStarts = 32
 
 // New connects to containerd, which need not serve yet: calls wait for it. It
 // fails when the node has no OCI runtime or a folder cannot be made.

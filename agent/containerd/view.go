@@ -104,8 +104,8 @@ func resolve(root *os.Root, name string) (string, error) {
 		if path.IsAbs(to) {
 			done = "."
 		}
-		rest = path.Join(to, rest)
-		rest = strings.TrimPrefix(rest, "/")
+		// Not cleaned: ".." means the parent of what a link before it leads to.
+		rest = to + "/" + rest
 	}
 	return done, nil
 }

@@ -315,18 +315,20 @@ func (c *Client) repeat(ctx context.Context) {
 }
 
 // Stop ends the keeper, for good as far as this client goes, and returns when
-// its process is gone and the FIFOs' output is written. A keeper that does not
-// answer before ctx ends is killed. That none runs is no error.
+// its process is gone and the FIFOs' output is written. A keeper that is not
+// gone when ctx ends is killed. That none runs is no error.
 func (c *Client) Stop(ctx context.Context) error {
 	c.stopOnce.Do(func() { close(c.stopped) })
 	c.starting.Lock()
 	defer c.starting.Unlock()
 	id, err := c.askStop(ctx)
 	switch {
-	case err == nil:
-		return id.wait(ctx)
 	case nobody(err):
 		return nil
+	case err == nil:
+		if err = id.wait(ctx); err == nil {
+			return nil
+		}
 	}
 	if id == (process{}) { // it did not say
 		var idErr error

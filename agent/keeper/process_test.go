@@ -160,7 +160,7 @@ func TestKeeperLogs(t *testing.T) {
 	eventually(t, "all is drained", has(other.File, "three\nfour and five"))
 	// A FIFO of the same path but made anew.
 	os.Remove(s.Stdout)
-	_, out = w.fifo("out")
+	w.fifo("out")
 	if err := c.SetLogs(ctx, []spec.LogSink{other}); err != nil {
 		t.Fatal(err)
 	}
@@ -295,11 +295,12 @@ func TestHung(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
-	if err := NewClient(w.dir).Stop(ctx); !isTimeout(err) {
+	err = NewClient(w.dir).Stop(ctx)
+	if !isTimeout(err) {
 		t.Errorf("stop: %v", err)
 	}
-	if _, err := processOf(first); err == nil {
-		t.Error("it is still there")
+	if now, alive := processOf(first); alive == nil {
+		t.Errorf("it is still there: %+v, was %+v, %v", now, p, err)
 	}
 	if again := mustStatus(t, w.ensure("1")); again.PID == first {
 		t.Error("the same process answers")

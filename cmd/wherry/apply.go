@@ -53,7 +53,7 @@ func (a *app) load(ctx context.Context, s *source) ([]compose.Result, error) {
 		r, err := compose.Load(ctx, compose.Options{Files: files, Stdin: a.in, Name: s.name,
 			EnvFiles: s.envFiles, Profiles: s.profiles, Env: env})
 		if err != nil {
-			return nil, err
+			return nil, &exitError{exitInvalid, err} // a file that cannot be read
 		}
 		for _, f := range r.Findings {
 			fmt.Fprintln(a.err, findingText(f))

@@ -102,7 +102,11 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 	if err != nil {
 		return err
 	}
-	keep, err := keeper.Ensure(ctx, keeper.Config{RunDir: c.runDir, Binary: bin, Version: version, Logger: log.With("part", "keeper")})
+	build, err := buildOf(bin)
+	if err != nil {
+		return err
+	}
+	keep, err := keeper.Ensure(ctx, keeper.Config{RunDir: c.runDir, Binary: bin, Version: build, Logger: log.With("part", "keeper")})
 	if err != nil {
 		return err
 	}
@@ -127,7 +131,6 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 	base.Go(func() error { return member.Run(baseCtx) })
 	base.Go(func() error { return child.Run(baseCtx) })
 	base.Go(func() error { return runtime.Run(baseCtx) })
-	base.Go(func() error { return keep.Run(baseCtx) })
 	base.Go(func() error {
 		return serve(baseCtx, filepath.Join(c.runDir, "node.sock"), 0o600, srv.Handler(api.RuleNode, api.RuleManager))
 	})
@@ -135,6 +138,7 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 	work, workCtx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(baseCtx, func() { work.Go(func() error { return errBaseEnded }) })
 	defer stop()
+	work.Go(func() error { return keep.Run(workCtx) })
 	work.Go(func() error { return network.Run(workCtx) })
 	work.Go(func() error { return host.Run(workCtx) })
 	work.Go(func() error { return follow(workCtx, own, member, network, host, log) })
@@ -189,6 +193,16 @@ func (c *daemonConfig) prepare() error {
 		c.name = host
 	}
 	return nil
+}
+
+// buildOf names the build of a program, so that the keeper of another build is
+// replaced even where both call themselves by one version.
+func buildOf(path string) (string, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", fmt.Errorf("look at the program itself: %w", err)
+	}
+	return fmt.Sprintf("%s-%x-%x", version, st.Size(), st.ModTime().UnixNano()), nil
 }
 
 // serve answers on a unix socket until ctx ends. A socket that a dead daemon

@@ -26,6 +26,7 @@ services:
     command: [sh, -c, "echo to stdout; echo to stderr >&2; for i in 1 2 3 4 5; do echo line $$i; done; exec sleep 1000"]
     environment: {COLOUR: blue}
     user: "1000:1000"
+    stop_grace_period: 1s
     working_dir: /tmp
   done:
     image: `+image+`
@@ -77,7 +78,7 @@ services:
 // TestJSON: the fields that scripts rely on.
 func TestJSON(t *testing.T) {
 	_, h := oneHost(t)
-	h.Must("apply", "-f", stack(t, "name: j\nservices: {web: {image: "+image+", command: [sleep, '1000'], ports: ['7000:80/tcp']}}\n"))
+	h.Must("apply", "-f", stack(t, "name: j\nservices: {web: {image: "+image+", init: true, command: [sleep, '1000'], ports: ['7000:80/tcp']}}\n"))
 	for cmd, fields := range map[string]string{
 		"ps":         "id name stack service slot node state desired health image error attempts addresses ports",
 		"service ls": "id name stack mode replicas image update",
@@ -114,7 +115,7 @@ func TestJSON(t *testing.T) {
 // TestPlan: what plan says is what apply does.
 func TestPlan(t *testing.T) {
 	_, h := oneHost(t)
-	first := "name: p\nservices:\n  a: {image: " + image + ", command: [sleep, '1000']}\n  b: {image: " + image + ", command: [sleep, '1000'], volumes: ['data:/data']}\nvolumes: {data: }\n"
+	first := "name: p\nservices:\n  a: {image: " + image + ", init: true, command: [sleep, '1000']}\n  b: {image: " + image + ", command: [sleep, '1000'], volumes: ['data:/data']}\nvolumes: {data: }\n"
 	r := h.Wherry("plan", "-f", stack(t, first), "--exit-code")
 	if r.Code != 10 || !strings.Contains(r.Stdout, "+ service a") && !strings.Contains(r.Stdout, "+ service p/a") || !strings.Contains(r.Stdout, "+ task p.b.1") {
 		t.Errorf("plan of a new stack: exit %d\n%s%s", r.Code, r.Stdout, r.Stderr)
@@ -124,7 +125,7 @@ func TestPlan(t *testing.T) {
 	}
 	h.Must("apply", "-f", stack(t, first))
 
-	second := strings.ReplaceAll(first, "  b: {image: "+image+", command: [sleep, '1000'], volumes: ['data:/data']}\n", "")
+	second := strings.ReplaceAll(first, "  b: {image: "+image+", init: true, command: [sleep, '1000'], volumes: ['data:/data']}\n", "")
 	second = strings.ReplaceAll(second, "volumes: {data: }\n", "")
 	second = strings.ReplaceAll(second, "sleep, '1000'", "sleep, '2000'")
 	r = h.Wherry("plan", "-f", stack(t, second))
@@ -210,9 +211,9 @@ func TestNetworkModes(t *testing.T) {
 	h.Must("apply", "-f", stack(t, `
 name: modes
 services:
-  onhost: {image: `+image+`, command: [httpd, -f, -p, "7300"], network_mode: host}
-  alone: {image: `+image+`, command: [sleep, "1000"], network_mode: none}
-  inside: {image: `+image+`, command: [httpd, -f, -p, "80"], ports: ["127.0.0.1:7301:80"]}
+  onhost: {image: `+image+`, command: [httpd, -f, -p, "7300"], init: true, network_mode: host}
+  alone: {image: `+image+`, command: [sleep, "1000"], init: true, network_mode: none}
+  inside: {image: `+image+`, command: [httpd, -f, -p, "80"], init: true, ports: ["127.0.0.1:7301:80"]}
 `))
 	if r := l.In(h.Name, "timeout", "5", "busybox", "nc", "127.0.0.1", "7300", "-e", "true"); r.Code != 0 {
 		t.Errorf("a service on the host's network does not answer: %+v", r)

@@ -28,7 +28,7 @@ func TestRefusals(t *testing.T) {
 	if r := h.Wherry("image", "load", foreign); r.Code != 3 || !strings.Contains(r.Stderr, "linux/s390x") {
 		t.Errorf("image for another platform: exit %d, want 3 and its platform: %s", r.Code, r.Stderr)
 	}
-	h.Must("apply", "-f", stack(t, "name: holder\nservices: {web: {image: "+image+", command: [sleep, '1000'], ports: ['7000:80']}}\n"))
+	h.Must("apply", "-f", stack(t, "name: holder\nservices: {web: {image: "+image+", init: true, command: [sleep, '1000'], ports: ['7000:80']}}\n"))
 
 	// Somebody else on the host listens on 7100.
 	squatter := exec.Command("nsenter", "--net="+l.NSPath(h.Name), "--", "busybox", "nc", "-l", "-p", "7100")
@@ -45,7 +45,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"missing image", "services: {web: {image: 127.0.0.1:1/none:1}}", 1, []string{"services.web.image", "127.0.0.1:1/none:1"}},
 		{"two stacks want one port", "services: {web: {image: " + image + ", ports: ['7000:80']}}", 1, []string{"7000", "holder/web"}},
-		{"the host has the port", "services: {web: {image: " + image + ", command: [sleep, '1000'], ports: ['7100:80']}}", 1, []string{"7100", "busybox"}},
+		{"the host has the port", "services: {web: {image: " + image + ", init: true, command: [sleep, '1000'], ports: ['7100:80']}}", 1, []string{"7100", "busybox"}},
 		{"no such command", "services: {web: {image: " + image + ", command: [/no/such/command]}}", 1, []string{"/no/such/command"}},
 		{"unknown key", "services: {web: {image: " + image + ", comand: [true]}}", 3, []string{"comand", "command"}},
 	}
@@ -128,7 +128,7 @@ func TestDiskFull(t *testing.T) {
 	}()
 	h.Start()
 	load(t, h, images.Must(t, image, ""))
-	f := stack(t, "name: full\nservices: {web: {image: "+image+", command: [sleep, '1000']}}\n")
+	f := stack(t, "name: full\nservices: {web: {image: "+image+", init: true, command: [sleep, '1000']}}\n")
 	h.Must("apply", "-f", f)
 	pid := one(t, h, "full/web").Status.PID
 

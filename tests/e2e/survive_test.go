@@ -20,6 +20,7 @@ services:
   server:
     image: ` + image + `
     command: [httpd, -f, -p, "80"]
+    stop_grace_period: 1s
     ports: ["9000:80"]
   # Looks the server up without pause, and says so when it fails.
   prober:

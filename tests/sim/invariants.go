@@ -130,7 +130,7 @@ func (w *World) checkWanted() {
 					live[t.Place()] = t // done
 				}
 			case live[t.Place()] != nil && !live[t.Place()].Status.State.Terminal():
-				w.failf("service %s has two tasks at %s", svc.Key(), t.Place())
+				w.failf("service %s has two tasks at %s: %s and %s", svc.Key(), t.Place(), encode(live[t.Place()]), encode(t))
 			default:
 				live[t.Place()] = t
 			}
