@@ -137,6 +137,9 @@ func (k *linuxKernel) addLink(id LinkID, w Link) error {
 			return err
 		}
 		attrs.HardwareAddr = mac
+		// An MTU that is given at the creation does not last: the kernel takes
+		// a bridge's back to 1500 with its last port. One that is set later does.
+		attrs.MTU = 0
 		link = &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: new(bool)}
 	case kindVeth:
 		mac, err := net.ParseMAC(w.PeerMAC)
@@ -164,6 +167,11 @@ func (k *linuxKernel) addLink(id LinkID, w Link) error {
 	}
 	if err := k.create(link); err != nil {
 		return err
+	}
+	if w.Kind == kindBridge && w.MTU > 0 {
+		if err := k.fast.LinkSetMTU(link, w.MTU); err != nil {
+			return err
+		}
 	}
 	if err := k.finish(link, w); err != nil {
 		return err

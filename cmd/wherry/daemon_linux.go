@@ -135,9 +135,10 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 		return serve(baseCtx, filepath.Join(c.runDir, "node.sock"), 0o600, srv.Handler(api.RuleNode, api.RuleManager))
 	})
 
+	ctx, endWork := context.WithCancel(ctx)
+	defer endWork()
+	defer context.AfterFunc(baseCtx, endWork)()
 	work, workCtx := errgroup.WithContext(ctx)
-	stop := context.AfterFunc(baseCtx, func() { work.Go(func() error { return errBaseEnded }) })
-	defer stop()
 	work.Go(func() error { return keep.Run(workCtx) })
 	work.Go(func() error { return network.Run(workCtx) })
 	work.Go(func() error { return host.Run(workCtx) })
@@ -152,20 +153,17 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 		return serve(workCtx, filepath.Join(c.runDir, "wherry.sock"), 0o660, srv.Handler(api.RuleOperator))
 	})
 	err = work.Wait()
-	if errors.Is(err, errBaseEnded) {
-		err = nil // base says why
-	}
-	if left, lerr := runtime.List(context.WithoutCancel(ctx)); lerr == nil && len(left) == 0 {
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if left, lerr := runtime.List(end); lerr == nil && len(left) == 0 {
 		// Nothing runs that would need names or logs.
-		if serr := keep.Stop(context.WithoutCancel(ctx)); serr != nil {
+		if serr := keep.Stop(end); serr != nil {
 			log.Warn("keeper not stopped", "err", serr)
 		}
 	}
 	endBase()
 	return errors.Join(err, base.Wait())
 }
-
-var errBaseEnded = errors.New("a part of the daemon has ended")
 
 // prepare makes the folders and fills in defaults.
 func (c *daemonConfig) prepare() error {
