@@ -77,8 +77,9 @@ func (l *Loop) Run(ctx context.Context, epoch uint64) error {
 		if !plan.Next.IsZero() {
 			pause = min(pause, max(plan.Next.Sub(l.Now()), debounce))
 		}
+		// What comes after a quiet time is planned at once; a burst is gathered.
 		if wait(ctx, pause, changed) {
-			wait(ctx, debounce, nil)
+			wait(ctx, debounce-l.Now().Sub(now), nil)
 		}
 	}
 	return nil

@@ -17,6 +17,9 @@ import (
 const (
 	// sendInterval is the least time between two rounds of documents.
 	sendInterval = 50 * time.Millisecond
+	// lookInterval is the least time between two looks at the state, of which
+	// the first found nothing new for the node.
+	lookInterval = 2 * time.Millisecond
 	// aliveInterval is the longest silence of a session.
 	aliveInterval = time.Second
 )
@@ -34,10 +37,15 @@ func (s *Server) sessionWatch(w http.ResponseWriter, r *http.Request) error {
 	defer alive.Stop()
 	for {
 		changed := s.Store.Watch()
-		if err := out.send(s.Store.Snapshot(), node); err != nil {
+		sent, err := out.send(s.Store.Snapshot(), node)
+		if err != nil {
 			return sessionEnd(r, err)
 		}
-		pause := time.NewTimer(sendInterval)
+		interval := lookInterval
+		if sent {
+			interval = sendInterval
+		}
+		pause := time.NewTimer(interval)
 		select {
 		case <-pause.C:
 		case <-r.Context().Done():
@@ -72,42 +80,51 @@ type sessionWriter struct {
 	sent  map[string][]byte // document key → its encoding without clock
 }
 
-func (o *sessionWriter) send(snap *store.Snapshot, node spec.NodeID) error {
+// send writes the documents that changed and reports whether there were any.
+func (o *sessionWriter) send(snap *store.Snapshot, node spec.NodeID) (sent bool, err error) {
 	// Networks first: a task is to find the network it joins.
 	live := map[string]bool{"wanted": true}
 	for _, n := range reconciler.HostNetworks(snap, node) {
 		bare, key := n, "network "+string(n.Network.ID)
 		bare.Clock = spec.Clock{}
 		live[key] = true
-		if err := o.changed(key, bare, api.Document{Network: &n}); err != nil {
-			return err
+		fresh, err := o.changed(key, bare, api.Document{Network: &n})
+		if err != nil {
+			return sent, err
 		}
+		sent = sent || fresh
 	}
 	w := reconciler.Wanted(snap, node)
 	bare := w
 	bare.Clock = spec.Clock{}
-	if err := o.changed("wanted", bare, api.Document{Wanted: &w}); err != nil {
-		return err
+	fresh, err := o.changed("wanted", bare, api.Document{Wanted: &w})
+	if err != nil {
+		return sent, err
 	}
+	sent = sent || fresh
 	for key := range o.sent {
 		if !live[key] {
 			delete(o.sent, key)
 		}
 	}
-	return o.flush.Flush()
+	if !sent {
+		return false, nil
+	}
+	return true, o.flush.Flush()
 }
 
-// changed writes doc unless its bare form is what was sent last.
-func (o *sessionWriter) changed(key string, bare any, doc api.Document) error {
+// changed writes doc unless its bare form is what was sent last, and reports
+// whether it did.
+func (o *sessionWriter) changed(key string, bare any, doc api.Document) (bool, error) {
 	b, err := json.Marshal(bare)
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", key, err)
+		return false, fmt.Errorf("encode %s: %w", key, err)
 	}
 	if bytes.Equal(o.sent[key], b) {
-		return nil
+		return false, nil
 	}
 	o.sent[key] = b
-	return o.enc.Encode(doc)
+	return true, o.enc.Encode(doc)
 }
 
 func (o *sessionWriter) line(d api.Document) error {
