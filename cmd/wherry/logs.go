@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -93,32 +92,74 @@ func (a *app) printLogs(ctx context.Context, cl *api.Client, ref string, o api.L
 	return followLogs(ctx, cl, api.TaskFilter{Stack: stack, Service: service}, l, o, lw)
 }
 
-// mergeLogs prints the logs of several tasks in the order of time.
+// mergeLogs prints the logs of several tasks in the order of time. It holds no
+// more than a few lines of each.
 func mergeLogs(ctx context.Context, cl *api.Client, tasks []api.TaskInfo, o api.LogOptions, lw *logWriter) error {
-	type line struct {
-		api.LogLine
-		task string
-	}
-	var all []line
+	g, ctx := errgroup.WithContext(ctx)
+	var streams []*logStream
 	for _, t := range tasks {
 		if t.NodeID == "" {
 			continue
 		}
-		err := cl.Logs(ctx, string(t.ID), o, func(l api.LogLine) error {
-			all = append(all, line{l, t.Name})
+		s := &logStream{task: t.Name, lines: make(chan api.LogLine, 64)}
+		streams = append(streams, s)
+		g.Go(func() error {
+			defer close(s.lines)
+			err := cl.Logs(ctx, string(t.ID), o, func(l api.LogLine) error {
+				select {
+				case s.lines <- l:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			})
+			if err != nil && !errors.Is(err, spec.ErrNotFound) {
+				return fmt.Errorf("logs of %s: %w", t.Name, err)
+			}
 			return nil
 		})
-		if err != nil && !errors.Is(err, spec.ErrNotFound) {
-			return fmt.Errorf("logs of %s: %w", t.Name, err)
+	}
+	g.Go(func() error {
+		for _, s := range streams {
+			s.next()
+		}
+		for {
+			s := oldest(streams)
+			if s == nil {
+				return nil
+			}
+			if err := lw.print(s.task, *s.head); err != nil {
+				return err
+			}
+			s.next()
+		}
+	})
+	return g.Wait()
+}
+
+// logStream is the log of one task, of which head is the next line to be
+// printed; nil when the log has ended.
+type logStream struct {
+	task  string
+	lines chan api.LogLine
+	head  *api.LogLine
+}
+
+func (s *logStream) next() {
+	s.head = nil
+	if l, ok := <-s.lines; ok {
+		s.head = &l
+	}
+}
+
+func oldest(streams []*logStream) *logStream {
+	var first *logStream
+	for _, s := range streams {
+		if s.head != nil && (first == nil || s.head.Time.Before(first.head.Time)) {
+			first = s
 		}
 	}
-	slices.SortStableFunc(all, func(x, y line) int { return x.Time.Compare(y.Time) })
-	for _, l := range all {
-		if err := lw.print(l.task, l.LogLine); err != nil {
-			return err
-		}
-	}
-	return nil
+	return first
 }
 
 // followLogs prints the logs of all tasks that match, also of those that come
