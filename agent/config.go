@@ -68,7 +68,6 @@ type Agent struct {
 
 	mu      sync.Mutex
 	wanted  *spec.Wanted               // newest; nil before the first
-	loaded  bool                       // the file of wanted has been read
 	workers map[spec.TaskID]*worker    // :: every task wanted or remembered
 	busy    map[string]bool            // :: background removal under way
 	volGone map[spec.VolumeID]struct{} // instances whose absence was reported

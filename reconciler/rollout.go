@@ -337,6 +337,9 @@ func (s *pass) update() {
 	}
 	for _, pl := range todo {
 		if s.replace(pl) && !s.eager {
+			for _, other := range todo {
+				other.blocked = "" // something is under way
+			}
 			return
 		}
 	}

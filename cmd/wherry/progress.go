@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
 	"golang.org/x/term"
-	"os"
 
 	"wherry.dev/api"
 	"wherry.dev/spec"
@@ -127,12 +127,11 @@ func (a *app) waitVolumes(ctx, wctx context.Context, cl *api.Client, stack strin
 // progress shows the state of services: on a terminal one line per service,
 // rewritten; else a line per change.
 type progress struct {
-	w        io.Writer
-	rewrite  bool
-	started  time.Time
-	drawn    int               // lines on the terminal that belong to us
-	said     map[string]string // plain: the last line of each service
-	finished bool
+	w       io.Writer
+	rewrite bool
+	started time.Time
+	drawn   int               // lines on the terminal that belong to us
+	said    map[string]string // plain: the last line of each service
 }
 
 func newProgress(w io.Writer, rewrite bool) *progress {

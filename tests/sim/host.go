@@ -89,7 +89,7 @@ func (h *host) stepAll(w *World) bool {
 func (h *host) advance(w *World, r *run) bool {
 	desired, wanted := h.wanted(r.task.ID)
 	stop := !wanted || desired == spec.DesiredStopped || desired == spec.DesiredRemoved
-	to := r.status.State
+	var to spec.TaskState
 	switch {
 	case r.status.State.Terminal():
 		if !wanted && r.told == r.status.State {
