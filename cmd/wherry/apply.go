@@ -38,7 +38,7 @@ func (s *source) flags(c *cobra.Command) {
 // load reads the stacks, prints what there is to say of them, and fails when
 // anything was refused.
 func (a *app) load(ctx context.Context, s *source) ([]compose.Result, error) {
-	groups, err := s.groups()
+	sets, err := s.sets()
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +49,9 @@ func (a *app) load(ctx context.Context, s *source) ([]compose.Result, error) {
 	}
 	var results []compose.Result
 	refused := 0
-	for _, files := range groups {
-		r, err := compose.Load(ctx, compose.Options{Files: files, Stdin: a.in, Name: s.name,
+	from := map[string]string{} // :: name of a stack → its first file
+	for _, set := range sets {
+		r, err := compose.Load(ctx, compose.Options{Files: set.files, Stdin: a.in, Name: set.name,
 			EnvFiles: s.envFiles, Profiles: s.profiles, Env: env})
 		if err != nil {
 			return nil, &exitError{exitInvalid, err} // a file that cannot be read
@@ -61,6 +62,10 @@ func (a *app) load(ctx context.Context, s *source) ([]compose.Result, error) {
 				refused++
 			}
 		}
+		if first, ok := from[r.Stack.Name]; ok {
+			return nil, exitWith(exitInvalid, "%s and %s both make the stack %s; give one of them another name:", first, set.files[0], r.Stack.Name)
+		}
+		from[r.Stack.Name] = set.files[0]
 		results = append(results, r)
 	}
 	if refused > 0 {
@@ -69,13 +74,20 @@ func (a *app) load(ctx context.Context, s *source) ([]compose.Result, error) {
 	return results, nil
 }
 
-// groups returns the files of each stack: several files merge into one stack,
-// a folder has one stack per file.
-func (s *source) groups() ([][]string, error) {
+// fileSet are the files of one stack, and its name where it is known already.
+type fileSet struct {
+	files []string
+	name  string
+}
+
+// sets returns the files of each stack: several files merge into one stack, a
+// folder has one stack per file, which is called as its file unless it says
+// its name itself.
+func (s *source) sets() ([]fileSet, error) {
 	if len(s.files) == 0 {
 		for _, n := range []string{"stack.yml", "stack.yaml", "compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"} {
 			if _, err := os.Stat(n); err == nil {
-				return [][]string{{n}}, nil
+				return []fileSet{{[]string{n}, s.name}}, nil
 			}
 		}
 		return nil, exitWith(exitUsage, "no stack file given and none found here; name one with -f FILE")
@@ -87,7 +99,7 @@ func (s *source) groups() ([][]string, error) {
 		}
 	}
 	if len(dirs) == 0 {
-		return [][]string{s.files}, nil
+		return []fileSet{{s.files, s.name}}, nil
 	}
 	if len(dirs) != len(s.files) {
 		return nil, exitWith(exitUsage, "-f takes either files, which make one stack, or folders with one stack per file, not both")
@@ -95,7 +107,7 @@ func (s *source) groups() ([][]string, error) {
 	if s.name != "" {
 		return nil, exitWith(exitUsage, "--name does not go with a folder of stacks")
 	}
-	var groups [][]string
+	var sets []fileSet
 	for _, d := range dirs {
 		entries, err := os.ReadDir(d)
 		if err != nil {
@@ -103,30 +115,39 @@ func (s *source) groups() ([][]string, error) {
 		}
 		for _, e := range entries {
 			p := filepath.Join(d, e.Name())
-			if ext := filepath.Ext(p); !e.IsDir() && (ext == ".yml" || ext == ".yaml") && hasServices(p) {
-				groups = append(groups, []string{p})
+			ext := filepath.Ext(p)
+			if e.IsDir() || ext != ".yml" && ext != ".yaml" {
+				continue
+			}
+			services, named := outline(p)
+			switch {
+			case services && named:
+				sets = append(sets, fileSet{files: []string{p}})
+			case services:
+				sets = append(sets, fileSet{[]string{p}, strings.TrimSuffix(e.Name(), ext)})
 			}
 		}
 	}
-	if len(groups) == 0 {
+	if len(sets) == 0 {
 		return nil, exitWith(exitInvalid, "no file in %s has top-level services:", strings.Join(dirs, ", "))
 	}
-	return groups, nil
+	return sets, nil
 }
 
-// hasServices reports whether a file has top-level services:. A file that is
-// no YAML counts as a stack, so that its fault is reported.
-func hasServices(path string) bool {
+// outline reports whether a file has top-level services: and name:. A file
+// that is no YAML counts as a stack, so that its fault is reported.
+func outline(path string) (services, named bool) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return true
+		return true, true
 	}
 	var doc map[string]yaml.Node
 	if yaml.Unmarshal(b, &doc) != nil {
-		return true
+		return true, true
 	}
-	_, ok := doc["services"]
-	return ok
+	_, services = doc["services"]
+	_, named = doc["name"]
+	return services, named
 }
 
 func findingText(f compose.Finding) string {
@@ -166,7 +187,7 @@ func count(n int, what string) string {
 func (a *app) validateCmd() *cobra.Command {
 	var src source
 	c := &cobra.Command{
-		Use: "validate -f FILE", Short: "Judge every key of a stack file, without a daemon", Args: cobra.NoArgs,
+		Use: "validate -f FILE", Short: "Judge every key of a stack file, without a daemon", Args: noArgs("name the file with -f"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			results, err := a.load(c.Context(), &src)
 			if err != nil {
@@ -204,7 +225,7 @@ func (p *putFlags) request(r compose.Result) api.PutStack {
 
 func (a *app) planCmd() *cobra.Command {
 	var p putFlags
-	c := &cobra.Command{Use: "plan -f FILE", Short: "Show what apply would do, and change nothing", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "plan -f FILE", Short: "Show what apply would do, and change nothing", Args: noArgs("name the file with -f")}
 	p.flags(c)
 	exitCode := c.Flags().Bool("exit-code", false, "exit 10 when there is something to do")
 	a.formatFlag(c, "table")
@@ -257,6 +278,9 @@ func (a *app) showPlans(plans []api.Plan) error {
 		fmt.Fprintf(a.out, "stack %s\n", p.Stack)
 		for _, ch := range p.Changes {
 			fmt.Fprintf(a.out, "  %s %s %s\n", mark[ch.Action], ch.Kind, ch.Name)
+			if ch.Action == "create" {
+				continue // what is new is in the file
+			}
 			for _, f := range ch.Fields {
 				fmt.Fprintf(a.out, "      %s\n", fieldText(f))
 			}
@@ -288,7 +312,8 @@ func fieldText(f spec.FieldDiff) string {
 func (a *app) applyCmd() *cobra.Command {
 	var p putFlags
 	c := &cobra.Command{
-		Use: "apply -f FILE", Short: "Make the cluster run what a stack file says, and wait until it does", Args: cobra.NoArgs,
+		Use: "apply -f FILE", Short: "Make the cluster run what a stack file says, and wait until it does", Args: noArgs("name the file with -f"),
+		SuggestFor: []string{"up", "deploy"},
 	}
 	p.flags(c)
 	wait := addWait(c)
@@ -321,6 +346,9 @@ func (a *app) applyCmd() *cobra.Command {
 				}
 			}
 			w, err := cl.PutStack(c.Context(), req)
+			if errors.Is(err, spec.ErrConflict) && req.Base != nil && strings.Contains(err.Error(), "version") {
+				return fmt.Errorf("%w: somebody changed it meanwhile; look at `wherry plan` and apply again, or use --force", err)
+			}
 			if err != nil {
 				return err
 			}
@@ -354,7 +382,8 @@ func baseOf(ctx context.Context, cl *api.Client, stack string) (*uint64, error) 
 
 func (a *app) rmCmd() *cobra.Command {
 	c := &cobra.Command{
-		Use: "rm STACK…", Short: "Stop and remove stacks; their volumes stay unless --volumes is given", Args: cobra.MinimumNArgs(1),
+		Use: "rm STACK…", Short: "Stop and remove stacks; their volumes stay unless --volumes is given", Args: someArgs("names of stacks", 1, 0),
+		SuggestFor: []string{"down"},
 	}
 	volumes := c.Flags().Bool("volumes", false, "also delete the volumes of the stack and all their data")
 	wait := addWait(c)
@@ -363,22 +392,55 @@ func (a *app) rmCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for _, name := range args {
-			w, err := cl.RemoveStack(c.Context(), name, *volumes, requestID())
-			if err != nil {
-				return err
-			}
-			if !wait.wait {
-				continue
-			}
-			if err := a.waitGone(c.Context(), cl, name, w.Index, *volumes, wait); err != nil {
-				return err
-			}
-			fmt.Fprintf(a.err, "%s: removed\n", name)
-		}
-		return nil
+		return each(args, func(name string) error { return a.removeStack(c.Context(), cl, name, *volumes, wait) })
 	}
 	return c
+}
+
+func (a *app) removeStack(ctx context.Context, cl *api.Client, name string, volumes bool, wait *waitFlags) error {
+	w, err := cl.RemoveStack(ctx, name, volumes, requestID())
+	kept, lerr := volumesOf(ctx, cl, name)
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	if errors.Is(err, spec.ErrNotFound) && volumes && len(kept) > 0 {
+		// The stack was removed before; what is left of it are its volumes.
+		return each(kept, func(v string) error {
+			if _, err := cl.RemoveVolume(ctx, v, requestID()); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.err, "%s: volume %s removed\n", name, v)
+			return nil
+		})
+	}
+	if err != nil {
+		return err
+	}
+	if wait.wait {
+		if err := a.waitGone(ctx, cl, name, w.Index, volumes, wait); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.err, "%s: removed\n", name)
+	}
+	if !volumes && len(kept) > 0 {
+		fmt.Fprintf(a.err, "%s kept: %s; `wherry rm %s --volumes` deletes them\n", count(len(kept), "volume"), strings.Join(kept, ", "), name)
+	}
+	return nil
+}
+
+// volumesOf names the volumes of a stack that are not being removed.
+func volumesOf(ctx context.Context, cl *api.Client, stack string) ([]string, error) {
+	l, err := cl.Volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, v := range l.Items {
+		if v.Stack == stack && !v.Removing {
+			names = append(names, v.Name)
+		}
+	}
+	return names, nil
 }
 
 // waitFlags say whether and how long to wait.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -11,10 +12,12 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"wherry.dev/agent"
 	"wherry.dev/agent/containerd"
@@ -24,6 +27,7 @@ import (
 	"wherry.dev/cluster"
 	"wherry.dev/overlay"
 	"wherry.dev/reconciler"
+	"wherry.dev/spec"
 )
 
 // role runs one of the hidden roles of the binary: containerd, its shim, a
@@ -49,7 +53,7 @@ type daemonConfig struct {
 func (a *app) addDaemon(root *cobra.Command) {
 	var c daemonConfig
 	cmd := &cobra.Command{
-		Use: "daemon", Short: "Run this host's part of the cluster", Args: cobra.NoArgs,
+		Use: "daemon", Short: "Run this host's part of the cluster", Args: noArgs("it has flags only"),
 		Long: "Run this host's part of the cluster. On an empty data folder it makes a cluster of one.\n" +
 			"Containers outlive the daemon: it may be stopped, killed and upgraded under them.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.daemon(cmd.Context(), c) },
@@ -79,6 +83,11 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 	if err := c.prepare(); err != nil {
 		return err
 	}
+	unlock, err := lockFolder(c.runDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	bin, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find the program itself: %w", err)
@@ -193,6 +202,34 @@ func (c *daemonConfig) prepare() error {
 	return nil
 }
 
+// lockFolder claims a run folder for this process, before anything in it is
+// touched: what lies there belongs to the daemon that holds it.
+func lockFolder(dir string) (unlock func(), err error) {
+	path := filepath.Join(dir, "daemon.lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("claim run folder: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		b, _ := io.ReadAll(f) // the holder's pid is a courtesy
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, spec.Conflictf("another daemon (pid %s) uses the run folder %s; stop it, or give this one another --run-dir", strings.TrimSpace(string(b)), dir)
+		}
+		return nil, fmt.Errorf("claim run folder: %w", err)
+	}
+	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("claim run folder: %w", err)
+	}
+	return func() { f.Close() }, nil
+}
+
+func writePID(f *os.File) error {
+	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
+	return err
+}
+
 // buildOf names the build of a program, so that the keeper of another build is
 // replaced even where both call themselves by one version.
 func buildOf(path string) (string, error) {
@@ -203,14 +240,9 @@ func buildOf(path string) (string, error) {
 	return fmt.Sprintf("%s-%x-%x", version, st.Size(), st.ModTime().UnixNano()), nil
 }
 
-// serve answers on a unix socket until ctx ends. A socket that a dead daemon
-// left is replaced; that no other daemon lives is sure, since this one has
-// claimed the data folder and looks whether anybody answers.
+// serve answers on a unix socket until ctx ends. A socket that is there was
+// left by a dead daemon, since this one holds the run folder.
 func serve(ctx context.Context, path string, mode os.FileMode, h http.Handler) error {
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		conn.Close()
-		return fmt.Errorf("another daemon answers at %s; give this one another --run-dir", path)
-	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("replace socket: %w", err)
 	}

@@ -22,7 +22,7 @@ const (
 func (a *app) execCmd() *cobra.Command {
 	var r api.ExecRequest
 	c := &cobra.Command{
-		Use: "exec TASK|STACK/SERVICE [-it] -- COMMAND [ARG…]", Short: "Run a command in a running container", Args: cobra.MinimumNArgs(2),
+		Use: "exec TASK|STACK/SERVICE [-it] -- COMMAND [ARG…]", Short: "Run a command in a running container", Args: someArgs("a task or STACK/SERVICE, and a command", 2, 0),
 	}
 	f := c.Flags()
 	f.SetInterspersed(false) // what follows the task belongs to the command

@@ -12,13 +12,11 @@ import (
 )
 
 func (a *app) imageCmd() *cobra.Command {
-	c := &cobra.Command{Use: "image", Short: "Look after the images of this host"}
-	c.AddCommand(a.imageLsCmd(), a.imageLoadCmd(), a.imagePullCmd(), a.imageRmCmd())
-	return c
+	return group("image", "Look after the images of this host", a.imageLsCmd(), a.imageLoadCmd(), a.imagePullCmd(), a.imageRmCmd())
 }
 
 func (a *app) imageLsCmd() *cobra.Command {
-	c := &cobra.Command{Use: "ls", Short: "List the images", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "ls", Short: "List the images", Args: noArgs("it lists all")}
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -88,7 +86,7 @@ func (a *app) loadImages(c *cobra.Command, cl *api.Client, path string) error {
 }
 
 func (a *app) imagePullCmd() *cobra.Command {
-	c := &cobra.Command{Use: "pull IMAGE…", Short: "Pull images from their registries", Args: cobra.MinimumNArgs(1)}
+	c := &cobra.Command{Use: "pull IMAGE…", Short: "Pull images from their registries", Args: someArgs("names of images", 1, 0)}
 	platform := c.Flags().String("platform", "", "os/arch of the image (default: this host's)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
@@ -115,19 +113,19 @@ func (a *app) imagePullCmd() *cobra.Command {
 
 func (a *app) imageRmCmd() *cobra.Command {
 	return &cobra.Command{
-		Use: "rm IMAGE…", Short: "Remove images that no container uses", Args: cobra.MinimumNArgs(1),
+		Use: "rm IMAGE…", Short: "Remove images that no container uses", Args: someArgs("names of images", 1, 0),
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
 				return err
 			}
-			for _, ref := range args {
+			return each(args, func(ref string) error {
 				if err := cl.RemoveImage(c.Context(), ref); err != nil {
 					return err
 				}
 				fmt.Fprintln(a.out, ref)
-			}
-			return nil
+				return nil
+			})
 		},
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -15,7 +16,7 @@ import (
 )
 
 func (a *app) lsCmd() *cobra.Command {
-	c := &cobra.Command{Use: "ls", Short: "List the stacks", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "ls", Short: "List the stacks", Args: noArgs("wherry ps STACK lists the tasks of one")}
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -34,7 +35,7 @@ func (a *app) lsCmd() *cobra.Command {
 
 func (a *app) psCmd() *cobra.Command {
 	c := &cobra.Command{
-		Use: "ps [STACK[/SERVICE]]", Short: "List the tasks of a stack, of a service, or all", Args: cobra.MaximumNArgs(1),
+		Use: "ps [STACK[/SERVICE]]", Short: "List the tasks of a stack, of a service, or all", Args: someArgs("at most one STACK, STACK/SERVICE or task", 0, 1),
 	}
 	all := c.Flags().BoolP("all", "a", false, "also tasks that were replaced or scaled away")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -47,6 +48,11 @@ func (a *app) psCmd() *cobra.Command {
 			f.Stack, f.Service, _ = spec.SplitServiceKey(args[0])
 		}
 		l, err := cl.Tasks(c.Context(), f, api.Poll{})
+		if errors.Is(err, spec.ErrNotFound) && f.Service == "" {
+			if t, terr := cl.Task(c.Context(), args[0]); terr == nil {
+				l, err = api.List[api.TaskInfo]{Items: []api.TaskInfo{t}}, nil
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -63,15 +69,29 @@ func (a *app) psCmd() *cobra.Command {
 	return a.formatFlag(c, "table")
 }
 
+// each does the same for all arguments and reports every failure.
+func each(args []string, f func(string) error) error {
+	var errs []error
+	for _, arg := range args {
+		if err := f(arg); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func taskState(t api.TaskInfo) string {
-	s := string(t.State)
-	if t.State == spec.TaskRunning && t.Health != spec.HealthNone && t.Health != "" {
-		s += " (" + string(t.Health) + ")"
+	switch {
+	case t.State.Terminal():
+		return string(t.State)
+	case t.Desired != spec.DesiredRunning:
+		return "stopping"
+	case t.State == spec.TaskRunning && t.Status.PID == 0:
+		return "back-off"
+	case t.State == spec.TaskRunning && t.Health != spec.HealthNone && t.Health != "":
+		return fmt.Sprintf("running (%s)", t.Health)
 	}
-	if !t.State.Terminal() && t.Desired != spec.DesiredRunning {
-		s += ", to be " + string(t.Desired)
-	}
-	return s
+	return string(t.State)
 }
 
 // taskMessage is the standing reason and, while a task keeps ending, how and
@@ -111,8 +131,7 @@ func attemptText(at spec.Attempt) string {
 }
 
 func (a *app) serviceCmd() *cobra.Command {
-	c := &cobra.Command{Use: "service", Short: "Look at services and scale them"}
-	ls := &cobra.Command{Use: "ls [STACK]", Short: "List the services", Args: cobra.MaximumNArgs(1)}
+	ls := &cobra.Command{Use: "ls [STACK]", Short: "List the services", Args: someArgs("at most one STACK", 0, 1)}
 	ls.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -134,7 +153,7 @@ func (a *app) serviceCmd() *cobra.Command {
 			return []string{spec.ServiceKey(s.Stack, s.Name), string(s.Mode), replicasText(s), s.State, shortImage(s.Image), strings.Join(ports, ","), s.Message}
 		})
 	}
-	inspect := &cobra.Command{Use: "inspect STACK/SERVICE…", Short: "Print all that is known of services", Args: cobra.MinimumNArgs(1)}
+	inspect := &cobra.Command{Use: "inspect STACK/SERVICE…", Short: "Print all that is known of services", Args: someArgs("services as STACK/SERVICE", 1, 0)}
 	inspect.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -156,8 +175,7 @@ func (a *app) serviceCmd() *cobra.Command {
 			return []string{spec.ServiceKey(s.Stack, s.Name), replicasText(s.ServiceInfo), s.State, shortImage(s.Image)}
 		})
 	}
-	c.AddCommand(a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"), a.scaleCmd())
-	return c
+	return group("service", "Look at services and scale them", a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"), a.scaleCmd())
 }
 
 func replicasText(s api.ServiceInfo) string {
@@ -173,7 +191,7 @@ func serviceArg(arg string) (stack, service string, err error) {
 }
 
 func (a *app) scaleCmd() *cobra.Command {
-	c := &cobra.Command{Use: "scale STACK/SERVICE=N…", Short: "Set the number of replicas and wait for them", Args: cobra.MinimumNArgs(1)}
+	c := &cobra.Command{Use: "scale STACK/SERVICE=N…", Short: "Set the number of replicas and wait for them", Args: someArgs("STACK/SERVICE=N", 1, 0)}
 	wait := addWait(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
@@ -221,7 +239,6 @@ func (a *app) scaleCmd() *cobra.Command {
 }
 
 func (a *app) nodeCmd() *cobra.Command {
-	c := &cobra.Command{Use: "node", Short: "Look at the nodes"}
 	row := func(n api.NodeInfo) []string {
 		role := string(n.Role)
 		if n.Leader {
@@ -231,7 +248,7 @@ func (a *app) nodeCmd() *cobra.Command {
 			fmt.Sprintf("%.1f", float64(n.Info.NanoCPUs)/1e9), bytesText(n.Info.Memory)}
 	}
 	header := []string{"NAME", "ID", "ROLE", "STATE", "AVAILABILITY", "ADDRESS", "TASKS", "CPUS", "MEMORY"}
-	ls := &cobra.Command{Use: "ls", Short: "List the nodes", Args: cobra.NoArgs}
+	ls := &cobra.Command{Use: "ls", Short: "List the nodes", Args: noArgs("wherry node inspect NODE shows one")}
 	ls.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -243,7 +260,7 @@ func (a *app) nodeCmd() *cobra.Command {
 		}
 		return show(a, l.Items, header, row)
 	}
-	inspect := &cobra.Command{Use: "inspect NODE…", Short: "Print all that is known of nodes", Args: cobra.MinimumNArgs(1)}
+	inspect := &cobra.Command{Use: "inspect NODE…", Short: "Print all that is known of nodes", Args: someArgs("names or IDs of nodes", 1, 0)}
 	inspect.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -259,13 +276,11 @@ func (a *app) nodeCmd() *cobra.Command {
 		}
 		return show(a, items, header, row)
 	}
-	c.AddCommand(a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"))
-	return c
+	return group("node", "Look at the nodes", a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"))
 }
 
 func (a *app) volumeCmd() *cobra.Command {
-	c := &cobra.Command{Use: "volume", Short: "List and remove volumes"}
-	ls := &cobra.Command{Use: "ls", Short: "List the volumes", Args: cobra.NoArgs}
+	ls := &cobra.Command{Use: "ls", Short: "List the volumes", Args: noArgs("it lists all")}
 	ls.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -286,27 +301,25 @@ func (a *app) volumeCmd() *cobra.Command {
 			return []string{v.Name, v.Stack, cmp.Or(strings.Join(v.Nodes, ","), "-"), state}
 		})
 	}
-	rm := &cobra.Command{Use: "rm VOLUME…", Short: "Delete volumes and their data", Args: cobra.MinimumNArgs(1)}
+	rm := &cobra.Command{Use: "rm VOLUME…", Short: "Delete volumes and their data", Args: someArgs("names of volumes", 1, 0)}
 	rm.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
 		}
-		for _, name := range args {
+		return each(args, func(name string) error {
 			if _, err := cl.RemoveVolume(c.Context(), name, requestID()); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.out, name)
-		}
-		return nil
+			return nil
+		})
 	}
-	c.AddCommand(a.formatFlag(ls, "table"), rm)
-	return c
+	return group("volume", "List and remove volumes", a.formatFlag(ls, "table"), rm)
 }
 
 func (a *app) networkCmd() *cobra.Command {
-	c := &cobra.Command{Use: "network", Short: "Look at the networks"}
-	ls := &cobra.Command{Use: "ls", Short: "List the networks", Args: cobra.NoArgs}
+	ls := &cobra.Command{Use: "ls", Short: "List the networks", Args: noArgs("it lists all")}
 	ls.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -320,6 +333,5 @@ func (a *app) networkCmd() *cobra.Command {
 			return []string{n.Name, n.Stack, string(n.Spec.Driver), cmp.Or(n.Subnet, "-")}
 		})
 	}
-	c.AddCommand(a.formatFlag(ls, "table"))
-	return c
+	return group("network", "Look at the networks", a.formatFlag(ls, "table"))
 }

@@ -19,7 +19,7 @@ import (
 
 func (a *app) logsCmd() *cobra.Command {
 	c := &cobra.Command{
-		Use: "logs STACK[/SERVICE]|TASK", Short: "Print what containers wrote, also of tasks that are over", Args: cobra.ExactArgs(1),
+		Use: "logs STACK[/SERVICE]|TASK", Short: "Print what containers wrote, also of tasks that are over", Args: someArgs("one STACK, STACK/SERVICE or task", 1, 1),
 	}
 	follow := c.Flags().BoolP("follow", "f", false, "go on with what is being written, also by new tasks")
 	tail := c.Flags().String("tail", "all", "number of last lines of each task to begin with")
@@ -73,7 +73,7 @@ func (a *app) printLogs(ctx context.Context, cl *api.Client, ref string, o api.L
 	if !isService {
 		t, err := cl.Task(ctx, ref)
 		if err == nil {
-			return cl.Logs(ctx, string(t.ID), o, func(l api.LogLine) error { return lw.print("", l) })
+			return followTask(ctx, cl, t.ID, o, func(l api.LogLine) error { return lw.print("", l) })
 		}
 		if !errors.Is(err, spec.ErrNotFound) {
 			return err
@@ -178,20 +178,52 @@ func followLogs(ctx context.Context, cl *api.Client, f api.TaskFilter, l api.Lis
 				opts.Tail = -1 // a task that is new has said nothing that was missed on purpose
 			}
 			g.Go(func() error {
-				err := cl.Logs(ctx, string(t.ID), opts, func(ll api.LogLine) error { return lw.print(t.Name, ll) })
+				err := followTask(ctx, cl, t.ID, opts, func(ll api.LogLine) error { return lw.print(t.Name, ll) })
 				if err != nil && !errors.Is(err, spec.ErrNotFound) && ctx.Err() == nil {
 					return fmt.Errorf("logs of %s: %w", t.Name, err)
 				}
 				return nil
 			})
 		}
-		var err error
-		if l, err = cl.Tasks(ctx, f, api.Poll{Index: l.Index, Wait: time.Minute}); err != nil {
-			if werr := g.Wait(); werr != nil {
-				return werr
-			}
+		next, err := cl.Tasks(ctx, f, api.Poll{Index: l.Index, Wait: time.Minute})
+		switch {
+		case err == nil:
+			l = next
+		case ctx.Err() != nil:
+			return g.Wait()
+		case errors.Is(err, spec.ErrNotFound):
+			return g.Wait() // the stack is gone; what its tasks still say is printed
+		case !pause(ctx):
+			return g.Wait()
+		}
+	}
+}
+
+// followTask calls fn for each line of a task's log. A stream that is to be
+// followed is taken up again where it broke off, as when the daemon restarts.
+func followTask(ctx context.Context, cl *api.Client, id spec.TaskID, o api.LogOptions, fn func(api.LogLine) error) error {
+	for {
+		var failed error // of fn
+		err := cl.Logs(ctx, string(id), o, func(l api.LogLine) error {
+			o.Since, o.Tail = l.Time.Add(1), -1
+			failed = fn(l)
+			return failed
+		})
+		if err == nil || !o.Follow || failed != nil || errors.Is(err, spec.ErrNotFound) || !pause(ctx) {
 			return err
 		}
+	}
+}
+
+// pause waits a moment before something is tried again; false when ctx ends.
+func pause(ctx context.Context) bool {
+	t := time.NewTimer(500 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

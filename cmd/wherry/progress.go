@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,14 +40,27 @@ func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index
 		}
 		last, poll.Index = st, st.Index
 		p.show(st)
-		switch st.State {
-		case api.StateRunning:
+		switch {
+		case st.State == api.StateRunning || st.State == api.StateStopped:
+			p.close()
+			fmt.Fprintf(a.err, "%s: %s, %s, %.1f s\n", stack, st.State, count(st.Tasks, "task"), time.Since(p.started).Seconds())
 			return nil
-		case api.StateFailed:
+		case st.State == api.StateFailed && !moving(st):
 			p.close()
 			return &exitError{exitFailed, failure(st)}
 		}
 	}
+}
+
+// moving reports whether a service is still on its way by itself. One that
+// only waits for another may do so for ever.
+func moving(st api.StackStatus) bool {
+	for _, s := range st.Services {
+		if s.State == api.StateUpdating && !strings.Contains(s.Message, "waits for service") {
+			return true
+		}
+	}
+	return false
 }
 
 func failure(st api.StackStatus) error {
@@ -144,7 +159,14 @@ func (p *progress) show(st api.StackStatus) {
 	for _, s := range st.Services {
 		width = max(width, len(s.Name))
 	}
-	for _, s := range st.Services {
+	services := slices.Clone(st.Services)
+	if p.rewrite && len(services) >= p.rows()-2 {
+		// Where not all have room, those that are not there yet come first.
+		slices.SortStableFunc(services, func(x, y api.ServiceInfo) int {
+			return cmp.Compare(boolInt(x.State == api.StateRunning), boolInt(y.State == api.StateRunning))
+		})
+	}
+	for _, s := range services {
 		text := fmt.Sprintf("%s %-9s", replicasText(s), s.State)
 		if s.State != api.StateRunning && s.Message != "" {
 			text += " " + s.Message
@@ -158,6 +180,13 @@ func (p *progress) show(st api.StackStatus) {
 	if p.rewrite {
 		p.draw(append(lines, fmt.Sprintf("  %s", short(time.Since(p.started)))))
 	}
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // line says one thing about one subject; on a terminal it replaces all that
@@ -177,6 +206,10 @@ func (p *progress) line(subject, text string) {
 
 func (p *progress) draw(lines []string) {
 	var b strings.Builder
+	// What has scrolled out of the terminal cannot be rewritten.
+	if most := p.rows() - 1; len(lines) > most {
+		lines = append(lines[:most-1:most-1], fmt.Sprintf("  … and %d more", len(lines)-most+1))
+	}
 	if p.drawn > 0 {
 		fmt.Fprintf(&b, "\x1b[%dA", p.drawn)
 	}
@@ -197,13 +230,17 @@ func (p *progress) draw(lines []string) {
 	_, _ = io.WriteString(p.w, b.String()) // a closed terminal is no reason to stop
 }
 
-func (p *progress) columns() int {
+func (p *progress) columns() int { w, _ := p.size(); return w }
+
+func (p *progress) rows() int { _, h := p.size(); return h }
+
+func (p *progress) size() (columns, rows int) {
 	if f, ok := p.w.(*os.File); ok {
-		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 20 {
-			return w
+		if w, h, err := term.GetSize(int(f.Fd())); err == nil && w > 20 && h > 4 {
+			return w, h
 		}
 	}
-	return 120
+	return 120, 25
 }
 
 // close leaves what is shown and starts a new line after it.

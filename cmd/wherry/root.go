@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -33,8 +34,9 @@ func (a *app) root() *cobra.Command {
 		Use:           "wherry",
 		Short:         "Run Compose applications on a few Linux hosts",
 		SilenceErrors: true, SilenceUsage: true,
-		PersistentPreRun:  func(*cobra.Command, []string) { a.parsed = true },
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		PersistentPreRun:           func(*cobra.Command, []string) { a.parsed = true },
+		SuggestionsMinimumDistance: 1, // "rm" is no help to whoever typed "up"
+		CompletionOptions:          cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	host, _ := a.env("WHERRY_HOST")
 	root.PersistentFlags().StringVar(&a.host, "host", cmp.Or(host, api.DefaultHost), "address of the daemon (WHERRY_HOST)")
@@ -48,12 +50,61 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
-func (a *app) client() (*api.Client, error) { return api.NewClient(a.host) }
+func (a *app) client() (*api.Client, error) {
+	cl, err := api.NewClient(a.host)
+	if err != nil {
+		return nil, &exitError{exitUsage, err}
+	}
+	return cl, nil
+}
 
 // formatFlag adds --format to a command that prints objects.
 func (a *app) formatFlag(c *cobra.Command, def string) *cobra.Command {
-	c.Flags().StringVar(&a.format, "format", def, "table, json, yaml or a Go template such as '{{.name}}'")
+	format := c.Flags().String("format", def, "table, json, yaml or a Go template such as '{{.name}}'")
+	c.PreRun = func(*cobra.Command, []string) { a.format = *format }
 	return c
+}
+
+// group makes a command that only holds others. Called by itself it is a
+// mistake, which scripts must see.
+func group(name, short string, subs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: name, Short: short, SuggestionsMinimumDistance: 2}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		var names []string
+		for _, s := range subs {
+			names = append(names, s.Name())
+		}
+		if len(args) > 0 {
+			return exitWith(exitUsage, "%s has no command %q; it has %s", name, args[0], strings.Join(names, ", "))
+		}
+		return exitWith(exitUsage, "%s wants one of %s", name, strings.Join(names, ", "))
+	}
+	c.AddCommand(subs...)
+	return c
+}
+
+// noArgs refuses arguments, and says what to write instead.
+func noArgs(hint string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return exitWith(exitUsage, "%s takes no argument such as %q; %s", c.Name(), args[0], hint)
+		}
+		return nil
+	}
+}
+
+// someArgs wants at least one argument of a kind, and with most more than 0 at
+// most that many.
+func someArgs(kind string, least, most int) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return exitWith(exitUsage, "%s wants %s; see wherry %s --help", c.Name(), kind, strings.TrimPrefix(c.CommandPath(), "wherry "))
+		case most > 0 && len(args) > most:
+			return exitWith(exitUsage, "%s takes %s, and %q is too much", c.Name(), kind, args[most])
+		}
+		return nil
+	}
 }
 
 // terminal reports whether progress may rewrite lines on stderr.
@@ -95,7 +146,7 @@ func requestID() string {
 
 func (a *app) versionCmd() *cobra.Command {
 	c := &cobra.Command{
-		Use: "version", Short: "Print the version of this binary, and with --daemon the daemon's", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version of this binary, and with --daemon the daemon's", Args: noArgs("it prints this binary's"),
 	}
 	daemon := c.Flags().Bool("daemon", false, "ask the daemon as well")
 	a.formatFlag(c, "table")

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -80,8 +81,18 @@ func TestSecondDaemon(t *testing.T) {
 	if r.Code != 1 || !strings.Contains(r.Stderr, fmt.Sprint(h.PID())) {
 		t.Errorf("same data folder: exit %d, want 1 and the holder's pid %d\n%s", r.Code, h.PID(), r.Stderr)
 	}
-	if err := os.RemoveAll(h.RunDir + "2"); err != nil {
-		t.Fatal(err)
+	child := findProcesses(h.RunDir, "wherry containerd")
+	r = h.Run(lab.Binary(t), "daemon", "--data-dir", h.DataDir+"2", "--run-dir", h.RunDir)
+	if r.Code != 1 || !strings.Contains(r.Stderr, fmt.Sprint(h.PID())) {
+		t.Errorf("same run folder: exit %d, want 1 and the holder's pid %d\n%s", r.Code, h.PID(), r.Stderr)
+	}
+	if now := findProcesses(h.RunDir, "wherry containerd"); !slices.Equal(now, child) {
+		t.Errorf("containerd %v became %v", child, now)
+	}
+	for _, dir := range []string{h.RunDir + "2", h.DataDir + "2"} {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
 	}
 	h.Must("node", "ls")
 }
