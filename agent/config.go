@@ -39,6 +39,12 @@ type Config struct {
 	// Wake says that some container has changed. It should have a capacity of
 	// one. nil is allowed: changes are then seen at the next resync.
 	Wake <-chan struct{}
+	// Ports tells what became of the ports that this node is to publish, all of
+	// them in a stable order; known is false as long as nobody can say. The
+	// agent owns the list. It is asked at the start and whenever PortsChanged,
+	// which should have a capacity of one, says so. nil: ports are not reported.
+	Ports        func() (ports []spec.PortStatus, known bool)
+	PortsChanged <-chan struct{}
 	// Resync is how often everything is looked at without a reason; 10 s when 0.
 	Resync time.Duration
 	// Logger; nil discards.

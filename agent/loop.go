@@ -44,6 +44,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.report.nodeInfo(info)
 	a.background.Go(func() { a.report.run(ctx) })
 	a.background.Go(func() { a.refreshSinks(ctx) })
+	if a.c.Ports != nil {
+		a.background.Go(func() { a.watchPorts(ctx) })
+	}
 
 	resync := time.NewTicker(a.c.Resync)
 	defer resync.Stop()
@@ -223,12 +226,16 @@ func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 		wk.update(nil, nil, nil, nil)
 		a.background.Go(func() { wk.loop(ctx) })
 	}
+	forgot := p.given != nil && w.Incarnation > p.incarnation // a state restored from a copy knows less than it did
+	if forgot {
+		a.report.publishAgain()
+	}
 	for id, wk := range a.snapshotWorkers() {
 		if !wanted[id] {
 			wk.update(nil, nil, nil, nil)
 		}
-		if p.given != nil && w.Incarnation > p.incarnation {
-			wk.tellAgain() // a state restored from a copy knows less than it did
+		if forgot {
+			wk.tellAgain()
 		}
 	}
 	p.given, p.incarnation = w, w.Incarnation

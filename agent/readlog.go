@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +19,10 @@ import (
 
 // logName is the newest file of a log; older ones are log.1, log.2, …
 const logName = "log"
+
+// maxRecord is how long a line of a log file may be, in bytes. The keeper's are
+// far shorter; what is longer, as the hole that a crash has left, is left out.
+const maxRecord = 1 << 20
 
 // LogOptions says which part of a log is read.
 type LogOptions struct {
@@ -51,23 +56,24 @@ type logRecord struct {
 
 // ReadLogs calls fn for the lines of the log in folder dir, oldest first,
 // across its rotated files. A log that does not exist is empty. It returns at
-// the end of the log, or with Follow when ctx ends (without error) or Done
-// says so, or with the error of fn.
+// the end that the log has at the time of the call, whatever is written and
+// rotated meanwhile; with Follow when ctx ends (without error) or Done says so;
+// or with the error of fn.
 func ReadLogs(ctx context.Context, dir string, o LogOptions, fn func(LogLine) error) error {
 	r := &logReader{dir: dir, o: o, fn: fn}
-	defer r.close()
-	var news *logNews
-	if o.Follow { // before the first look, so that nothing falls in between
-		news = watchLog(dir)
-		defer news.close()
+	if !o.Follow {
+		return r.once(ctx)
 	}
+	defer r.close()
+	news := watchLog(dir) // before the first look, so that nothing falls in between
+	defer news.close()
 	if err := r.open(); err != nil {
 		return err
 	}
 	for {
-		done := !o.Follow || o.Done != nil && o.Done()
+		done := o.Done != nil && o.Done()
 		if err := r.drain(ctx); err != nil {
-			if ctx.Err() != nil && o.Follow {
+			if ctx.Err() != nil {
 				return nil
 			}
 			return err
@@ -90,6 +96,7 @@ type logReader struct {
 	f    *os.File // nil when there is none yet
 	r    *bufio.Reader
 	part []byte // the beginning of a record that is not complete yet
+	skip bool   // that record is longer than maxRecord
 }
 
 func (l *logReader) path(n int) string {
@@ -105,79 +112,152 @@ func (l *logReader) close() {
 	}
 }
 
-// openFiles opens all files of the log, newest first. A rotation meanwhile
-// makes a file appear twice; the second time it is left out.
-func (l *logReader) openFiles() (files []*os.File, err error) {
-	var infos []os.FileInfo
+// logPart is an open file of a log as it was when it was opened.
+type logPart struct {
+	*os.File
+	info os.FileInfo
+}
+
+// bytes are those that the file had when it was opened.
+func (p logPart) bytes() *io.SectionReader { return io.NewSectionReader(p.File, 0, p.info.Size()) }
+
+func closeParts(parts []logPart) {
+	for _, p := range parts {
+		p.Close()
+	}
+}
+
+// openTries is how often the files of a log are opened before a list that a
+// rotation may have disturbed is good enough. A rotation takes microseconds
+// and comes after megabytes.
+const openTries = 10
+
+// openFiles opens all files of the log, newest first.
+func (l *logReader) openFiles() ([]logPart, error) {
+	for try := 1; ; try++ {
+		parts, err := l.openOnce()
+		if err != nil {
+			closeParts(parts)
+			return nil, err
+		}
+		if try == openTries || l.undisturbed(parts) {
+			return parts, nil
+		}
+		closeParts(parts)
+	}
+}
+
+// openOnce opens the files by their names. A rotation meanwhile makes a file
+// appear twice: what came between was newer than the first.
+func (l *logReader) openOnce() (parts []logPart, err error) {
+	missing := false
 	for n := 0; ; n++ {
 		f, err := os.Open(l.path(n))
 		if errors.Is(err, fs.ErrNotExist) {
-			if n == 0 { // no log at all, or between the two steps of a rotation
-				continue
+			if missing && n > 1 {
+				return parts, nil
 			}
-			return files, nil
+			missing = true // a rotation leaves gaps of one
+			continue
 		}
 		if err != nil {
-			return files, fmt.Errorf("open log: %w", err)
+			return parts, fmt.Errorf("open log: %w", err)
 		}
+		missing = false
 		info, err := f.Stat()
 		if err != nil {
 			f.Close()
-			return files, fmt.Errorf("open log: %w", err)
+			return parts, fmt.Errorf("open log: %w", err)
 		}
-		if len(infos) > 0 && os.SameFile(infos[len(infos)-1], info) {
+		if i := slices.IndexFunc(parts, func(p logPart) bool { return os.SameFile(p.info, info) }); i >= 0 {
 			f.Close()
+			closeParts(parts[i+1:])
+			parts = parts[:i+1]
 			continue
 		}
-		files, infos = append(files, f), append(infos, info)
+		parts = append(parts, logPart{f, info})
 	}
 }
 
-// open finds the place to begin at.
-func (l *logReader) open() error {
-	files, err := l.openFiles()
-	keep := 0 // index of the file to begin with
-	defer func() {
-		for i, f := range files {
-			if i != keep || err != nil {
-				f.Close()
-			}
+// undisturbed reports whether the newest of parts is the newest still, so that
+// no rotation took place while they were opened. After a rotation there is no
+// file of the plain name until the next record.
+func (l *logReader) undisturbed(parts []logPart) bool {
+	for n := range 2 {
+		now, err := os.Stat(l.path(n))
+		if err == nil {
+			return len(parts) > 0 && os.SameFile(now, parts[0].info)
 		}
-	}()
-	if err != nil || len(files) == 0 {
+		if !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return len(parts) == 0
+}
+
+// once reads up to the end that the log has now. Its files stay open until it
+// is done, so that it gets what is rotated away and removed meanwhile.
+func (l *logReader) once(ctx context.Context) error {
+	parts, err := l.openFiles()
+	if err != nil || len(parts) == 0 {
 		return err
 	}
-	var offset int64
-	keep, offset, err = l.start(files)
+	defer closeParts(parts)
+	first, offset, err := l.start(parts)
 	if err != nil {
 		return err
 	}
-	if _, err = files[keep].Seek(offset, io.SeekStart); err != nil {
-		return fmt.Errorf("read log: %w", err)
+	l.r = bufio.NewReaderSize(nil, 64<<10)
+	for i := first; i >= 0; i-- {
+		l.part, l.skip = l.part[:0], false
+		l.r.Reset(io.NewSectionReader(parts[i], offset, parts[i].info.Size()-offset))
+		if err := l.read(ctx); err != nil {
+			return err
+		}
+		offset = 0
 	}
-	l.f, l.r = files[keep], bufio.NewReaderSize(files[keep], 64<<10)
 	return nil
 }
 
+// open finds the place to begin following at.
+func (l *logReader) open() error {
+	parts, err := l.openFiles()
+	if err != nil || len(parts) == 0 {
+		return err
+	}
+	keep, offset, err := l.start(parts)
+	if err != nil {
+		closeParts(parts)
+		return err
+	}
+	if _, err := parts[keep].Seek(offset, io.SeekStart); err != nil {
+		closeParts(parts)
+		return fmt.Errorf("read log: %w", err)
+	}
+	l.keep(parts, keep)
+	return nil
+}
+
+// keep goes on with one of parts and closes the others.
+func (l *logReader) keep(parts []logPart, i int) {
+	l.f = parts[i].File
+	l.r = bufio.NewReaderSize(l.f, 64<<10)
+	closeParts(slices.Delete(parts, i, i+1))
+}
+
 // start returns the file, and the offset in it, at which the wanted part
-// begins. files are newest first.
-func (l *logReader) start(files []*os.File) (file int, offset int64, err error) {
+// begins. parts are newest first.
+func (l *logReader) start(parts []logPart) (file int, offset int64, err error) {
 	if l.o.Tail < 0 {
-		file = len(files) - 1
-		for ; file > 0 && !l.o.Since.IsZero(); file-- {
-			info, err := files[file].Stat()
-			if err != nil {
-				return 0, 0, fmt.Errorf("read log: %w", err)
-			}
-			if !info.ModTime().Before(l.o.Since) {
-				break
-			}
+		file = len(parts) - 1
+		for file > 0 && !l.o.Since.IsZero() && parts[file].info.ModTime().Before(l.o.Since) {
+			file--
 		}
 		return file, 0, nil
 	}
 	want := l.o.Tail
-	for i, f := range files {
-		n, at, err := seekLines(f, want)
+	for i, p := range parts {
+		n, at, err := seekLines(p.bytes(), want)
 		if err != nil {
 			return 0, 0, fmt.Errorf("read log: %w", err)
 		}
@@ -185,7 +265,7 @@ func (l *logReader) start(files []*os.File) (file int, offset int64, err error) 
 			return i, at, nil
 		}
 	}
-	return len(files) - 1, 0, nil
+	return len(parts) - 1, 0, nil
 }
 
 // seekLines returns the offset of the last want lines of f, or of all when
@@ -256,7 +336,9 @@ func (l *logReader) read(ctx context.Context) error {
 			return err
 		}
 		b, err := l.r.ReadSlice('\n')
-		l.part = append(l.part, b...)
+		if l.skip = l.skip || len(l.part)+len(b) > maxRecord; !l.skip {
+			l.part = append(l.part, b...)
+		}
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
@@ -265,8 +347,11 @@ func (l *logReader) read(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("read log: %w", err)
 		}
-		rec := l.part
-		l.part = l.part[:0]
+		rec, damaged := l.part, l.skip
+		l.part, l.skip = l.part[:0], false
+		if damaged {
+			continue
+		}
 		if err := l.pass(rec); err != nil {
 			return err
 		}
@@ -310,45 +395,30 @@ func (l *logReader) advance() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read log: %w", err)
 	}
-	files, err := l.openFiles()
-	if err != nil || len(files) == 0 {
-		for _, f := range files {
-			f.Close()
-		}
+	parts, err := l.openFiles()
+	if err != nil || len(parts) == 0 {
 		return false, err
 	}
-	next := len(files) - 1
-	for i, f := range files {
-		if info, err := f.Stat(); err == nil && os.SameFile(info, mine) {
-			next = i - 1
-		}
-	}
-	for i, f := range files {
-		if i != next {
-			f.Close()
-		}
+	next := len(parts) - 1
+	if i := slices.IndexFunc(parts, func(p logPart) bool { return os.SameFile(p.info, mine) }); i >= 0 {
+		next = i - 1
 	}
 	if next < 0 { // ours is the newest after all
+		closeParts(parts)
 		return false, nil
 	}
 	l.f.Close()
-	l.f, l.part = files[next], l.part[:0]
-	l.r.Reset(l.f)
+	l.part, l.skip = l.part[:0], false
+	l.keep(parts, next)
 	return true, nil
 }
 
 // openNext opens the oldest file of a log that did not exist before.
 func (l *logReader) openNext() error {
-	files, err := l.openFiles()
-	for i, f := range files {
-		if i < len(files)-1 || err != nil {
-			f.Close()
-		}
-	}
-	if err != nil || len(files) == 0 {
+	parts, err := l.openFiles()
+	if err != nil || len(parts) == 0 {
 		return err
 	}
-	l.f = files[len(files)-1]
-	l.r = bufio.NewReaderSize(l.f, 64<<10)
+	l.keep(parts, len(parts)-1)
 	return nil
 }

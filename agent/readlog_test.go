@@ -110,6 +110,7 @@ func TestReadLogsDamaged(t *testing.T) {
 	l := &testLog{t: t, dir: t.TempDir()}
 	l.write(1)
 	l.raw("{\"log\":\"torn\n")
+	l.raw(strings.Repeat("\x00", 3<<20) + "\n") // a hole
 	l.write(1)
 	l.raw(`{"log":"half`)
 	if got := readAll(t, l.dir, LogOptions{Tail: -1}); got != "0 1" {
@@ -185,6 +186,93 @@ func TestFollow(t *testing.T) {
 				t.Errorf("%d lines of %d", seen.Load(), l.n)
 			}
 		})
+	}
+}
+
+// TestReadLogsEnds reads a log that is written and rotated all the time: the
+// reader ends where the log ended when it was called.
+func TestReadLogsEnds(t *testing.T) {
+	l := &testLog{t: t, dir: t.TempDir()}
+	l.write(20)
+	// busy writes and rotates everything away that there was.
+	busy := func() {
+		for range 3 {
+			l.write(5)
+			l.rotate(3)
+			l.write(5)
+		}
+	}
+	for _, tail := range []int{-1, 0, 1, 12, 19, 1000} {
+		l.rotate(3)
+		l.write(7)
+		end, first, next := l.n, -1, -1
+		err := ReadLogs(t.Context(), l.dir, LogOptions{Tail: tail}, func(x LogLine) error {
+			var n int
+			if _, err := fmt.Sscanf(x.Text, "line %d", &n); err != nil {
+				return err
+			}
+			if next >= 0 && n != next {
+				return fmt.Errorf("line %d, want %d", n, next)
+			}
+			if first < 0 {
+				first = n
+			}
+			next = n + 1
+			busy()
+			return nil
+		})
+		switch {
+		case err != nil:
+			t.Errorf("tail %d: %v", tail, err)
+		case tail == 0 && next != -1:
+			t.Errorf("tail 0 began at %d", first)
+		case tail != 0 && next != end:
+			t.Errorf("tail %d: ended before line %d, want %d", tail, next, end)
+		case tail > 0 && tail < 20 && first != end-tail:
+			t.Errorf("tail %d: began with line %d of %d", tail, first, end)
+		}
+	}
+}
+
+// TestReadLogsBesideWriter reads while another goroutine writes and rotates
+// without a pause: every read ends, in order and without gaps.
+func TestReadLogsBesideWriter(t *testing.T) {
+	l := &testLog{t: t, dir: t.TempDir()}
+	l.write(1)
+	var stop atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for !stop.Load() {
+			l.write(9)
+			if l.n%200 < 9 {
+				l.rotate(4)
+			}
+		}
+	}()
+	for i := range 40 {
+		last := -1
+		err := ReadLogs(t.Context(), l.dir, LogOptions{Tail: []int{-1, 30}[i%2]}, func(x LogLine) error {
+			var n int
+			if _, err := fmt.Sscanf(x.Text, "line %d", &n); err != nil {
+				return err
+			}
+			if last >= 0 && n != last+1 {
+				return fmt.Errorf("line %d after line %d", n, last)
+			}
+			last = n
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	stop.Store(true)
+	<-done
+	// Between a rotation and the next record there is no newest file.
+	os.Remove(l.path(0))
+	if got := readAll(t, l.dir, LogOptions{Tail: 0}); got != "" {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -33,6 +33,8 @@ type reporter struct {
 	info  *spec.NodeInfo
 	tasks map[spec.TaskID]spec.TaskStatus // :: not acknowledged yet
 	gone  map[spec.VolumeID]struct{}      // :: not acknowledged yet
+	ports *[]spec.PortStatus              // not acknowledged yet
+	told  *[]spec.PortStatus              // the ports that were given last
 }
 
 func newReporter(node spec.NodeID, m Manager, log *slog.Logger) *reporter {
@@ -63,19 +65,44 @@ func (r *reporter) volumeGone(v spec.VolumeID) {
 	poke(r.wake)
 }
 
+// publish takes what became of the ports, and reports it when it is news.
+func (r *reporter) publish(ports []spec.PortStatus) {
+	if ports == nil {
+		ports = []spec.PortStatus{} // on the wire, nil is "as before"
+	}
+	r.mu.Lock()
+	news := r.told == nil || !slices.Equal(*r.told, ports)
+	if news {
+		r.ports, r.told = &ports, &ports
+	}
+	r.mu.Unlock()
+	if news {
+		poke(r.wake)
+	}
+}
+
+// publishAgain reports the ports once more: to managers who may have forgotten
+// them.
+func (r *reporter) publishAgain() {
+	r.mu.Lock()
+	r.ports = r.told
+	r.mu.Unlock()
+	poke(r.wake)
+}
+
 // take empties what is pending into a report.
 func (r *reporter) take() (spec.Report, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := spec.Report{Node: r.node, Info: r.info, VolumesRemoved: slices.Sorted(maps.Keys(r.gone))}
+	out := spec.Report{Node: r.node, Info: r.info, VolumesRemoved: slices.Sorted(maps.Keys(r.gone)), Ports: r.ports}
 	for id, s := range r.tasks {
 		out.Tasks = append(out.Tasks, spec.TaskReport{Task: id, Status: s})
 	}
 	slices.SortFunc(out.Tasks, func(a, b spec.TaskReport) int { return cmp.Compare(a.Task, b.Task) })
-	r.info = nil
+	r.info, r.ports = nil, nil
 	clear(r.tasks)
 	clear(r.gone)
-	return out, out.Info != nil || len(out.Tasks)+len(out.VolumesRemoved) > 0
+	return out, out.Info != nil || out.Ports != nil || len(out.Tasks)+len(out.VolumesRemoved) > 0
 }
 
 // putBack returns what was not acknowledged, unless something newer came.
@@ -85,6 +112,9 @@ func (r *reporter) putBack(p spec.Report) {
 	if r.info == nil {
 		r.info = p.Info
 	}
+	if r.ports == nil {
+		r.ports = p.Ports
+	}
 	for _, t := range p.Tasks {
 		if _, newer := r.tasks[t.Task]; !newer {
 			r.tasks[t.Task] = t.Status
@@ -92,6 +122,20 @@ func (r *reporter) putBack(p spec.Report) {
 	}
 	for _, v := range p.VolumesRemoved {
 		r.gone[v] = struct{}{}
+	}
+}
+
+// watchPorts gives the ports to the reporter now and at every change.
+func (a *Agent) watchPorts(ctx context.Context) {
+	for {
+		if ports, known := a.c.Ports(); known {
+			a.report.publish(ports)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.c.PortsChanged:
+		}
 	}
 }
 

@@ -59,6 +59,7 @@ type Host struct {
 	openKernel func() (kernel, error)
 	// wake says that what is wanted has changed, event that the kernel has.
 	wake, event chan struct{}
+	ports       chan struct{} // see PortsChanged
 
 	// passMu is held for one convergence; mu is taken inside it, never around.
 	passMu sync.Mutex
@@ -107,6 +108,9 @@ type Status struct {
 	// Applied is the clock of the document that each network was last brought
 	// to without an error.
 	Applied map[spec.NetworkID]spec.Clock
+	// Ports are all that the documents publish, by network, and what became of
+	// them; nil before the first look at what is wanted.
+	Ports []spec.PortStatus
 	// Conflicts are published ports that are not served.
 	Conflicts []PortConflict
 	// Repairs counts the operations that were needed although nothing wanted
@@ -141,7 +145,7 @@ func New(c Config) *Host {
 func newHost(c Config, log *slog.Logger, spaces sandboxes, open func() (kernel, error)) *Host {
 	return &Host{
 		c: c, log: log, spaces: spaces, openKernel: open, dns: dnsSender{to: c.DNS},
-		wake: make(chan struct{}, 1), event: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), event: make(chan struct{}, 1), ports: make(chan struct{}, 1),
 		nets: map[spec.NetworkID]spec.HostNetwork{}, tasks: map[spec.TaskID]*task{}, doomed: map[spec.TaskID]bool{},
 	}
 }
@@ -245,9 +249,21 @@ func (h *Host) Status() Status {
 	defer h.mu.Unlock()
 	s := h.status
 	s.Applied = maps.Clone(s.Applied)
+	s.Ports = slices.Clone(s.Ports)
 	s.Conflicts, s.Warnings, s.Errors = slices.Clone(s.Conflicts), slices.Clone(s.Warnings), slices.Clone(s.Errors)
 	return s
 }
+
+// Ports returns what became of the ports that are to be published, by network;
+// known is false before the first look at what is wanted. The caller owns it.
+func (h *Host) Ports() (ports []spec.PortStatus, known bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.status.Ports), h.status.Ports != nil
+}
+
+// PortsChanged says that what Ports returns has changed. It is for one reader.
+func (h *Host) PortsChanged() <-chan struct{} { return h.ports }
 
 // Run keeps the kernel as it is wanted until ctx ends. When it returns it
 // leaves everything in place for the sandboxes that are attached, and nothing
@@ -443,16 +459,26 @@ func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]
 	defer h.mu.Unlock()
 	st := &h.status
 	st.Conflicts, st.Errors, st.Warnings = nil, nil, seen.warnings
+	ports := []spec.PortStatus{}
 	for _, n := range nets {
 		for _, p := range n.Ports {
 			c, ok := claimOf(p)
+			problem := ""
 			switch {
 			case !ok:
-				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, unpublishable(p)})
+				problem = unpublishable(p)
 			case refused[c] != nil:
-				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, refused[c].Error()})
+				problem = refused[c].Error()
 			}
+			if problem != "" {
+				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, problem})
+			}
+			ports = append(ports, spec.PortStatus{HostIP: p.HostIP, Port: p.Port, Protocol: p.Protocol, Owner: p.Owner, Problem: problem})
 		}
+	}
+	if st.Ports == nil || !slices.Equal(st.Ports, ports) {
+		st.Ports = ports
+		signal(h.ports)
 	}
 	for _, err := range problems {
 		if err != nil && !slices.Contains(st.Errors, err.Error()) {

@@ -284,6 +284,9 @@ func TestHostGoesOnAfterFailures(t *testing.T) {
 
 func TestHostPortConflict(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bench) {
+		if got, known := b.Ports(); known {
+			t.Errorf("ports %+v before the first look", got)
+		}
 		defer b.run(t)()
 		c := Claim{"tcp", "0.0.0.0", 8080}
 		b.k.taken = map[Claim]error{c: spec.Conflictf("port 8080/tcp is in use by nginx (pid 7)")}
@@ -298,6 +301,20 @@ func TestHostPortConflict(t *testing.T) {
 		if diff := cmp.Diff(want, b.Status().Conflicts); diff != "" {
 			t.Errorf("conflicts (-want +got):\n%s", diff)
 		}
+		ports := func(problem string) {
+			t.Helper()
+			select {
+			case <-b.PortsChanged():
+			default:
+				t.Error("nobody says that the ports have changed")
+			}
+			got, known := b.Ports()
+			i := slices.IndexFunc(got, func(p spec.PortStatus) bool { return p.Port == 8080 && p.Protocol == "tcp" })
+			if !known || i < 0 || got[i] != (spec.PortStatus{Port: 8080, Protocol: "tcp", Owner: "shop/web", Problem: problem}) {
+				t.Errorf("ports %+v, want problem %q", got, problem)
+			}
+		}
+		ports("port 8080/tcp is in use by nginx (pid 7)")
 		if strings.Contains(b.k.st.String(), "tcp . 8080") {
 			t.Errorf("the port was taken from its holder:\n%s", b.k.st)
 		}
@@ -312,6 +329,7 @@ func TestHostPortConflict(t *testing.T) {
 		if st := b.Status(); len(st.Conflicts) > 0 || !strings.Contains(b.k.st.String(), "tcp . 8080") {
 			t.Errorf("status %+v", st)
 		}
+		ports("")
 		// What cannot be published is said, and not left out in silence.
 		nets := documents(2)
 		nets[0].Ports = append(nets[0].Ports, spec.PublishedPort{HostIP: "::1", Port: 99, Protocol: "tcp", Owner: "shop/web"})

@@ -66,17 +66,14 @@ func homeless(v *spec.Volume) bool {
 	return false
 }
 
-// anonymousPrefix begins the names of the anonymous volumes of a place. It
-// holds the ID of the service, so that a later service of the same name does
-// not find the data of an earlier one.
-func anonymousPrefix(svc *spec.Service, place string) string {
-	return fmt.Sprintf("%s_%s.%s.%s.", svc.Stack, svc.Name, svc.ID, place)
-}
-
+// anonymousName is the name of the anonymous volume of a place. It depends on
+// nothing but what people call the place, so that a service or slot that comes
+// back finds its data: only a user removes that. The hash has the stack and the
+// service too, since two pairs of them may be written alike.
 func anonymousName(svc *spec.Service, place, target string) string {
 	h := fnv.New64a()
-	h.Write([]byte(target))
-	return anonymousPrefix(svc, place) + hex.EncodeToString(h.Sum(nil))[:10]
+	h.Write([]byte(svc.Key() + "\x00" + target))
+	return fmt.Sprintf("%s_%s.%s.%s", svc.Stack, svc.Name, place, hex.EncodeToString(h.Sum(nil))[:10])
 }
 
 // classOf collects what the placement of a service's tasks depends on.

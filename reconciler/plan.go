@@ -88,7 +88,6 @@ func (p *planner) run() spec.Plan {
 		p.service(svc, ports[svc.Key()])
 	}
 	p.endGoneServices()
-	p.reapVolumes()
 	p.reapNetworks()
 	p.reapRevisions()
 	p.reapContents()

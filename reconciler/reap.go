@@ -2,8 +2,6 @@ package reconciler
 
 import (
 	"slices"
-	"strconv"
-	"strings"
 
 	"wherry.dev/spec"
 )
@@ -31,43 +29,6 @@ func (p *planner) endGoneServices() {
 		}
 		p.emit(s.part)
 	}
-}
-
-// reapVolumes gives up the anonymous volumes of places that do not exist any
-// more. Named volumes are never touched: only a user removes data.
-func (p *planner) reapVolumes() {
-	used := map[string]bool{}
-	for _, t := range p.all {
-		if !t.Status.State.Terminal() && !p.over[t.ID] && !p.reaped[t.ID] {
-			for _, b := range t.Volumes {
-				used[b.Name] = true
-			}
-		}
-	}
-	for _, v := range p.snap.Volumes() {
-		if !v.Anonymous || v.Removing || used[v.Name] || p.placeExists(v) {
-			continue
-		}
-		p.emit(spec.Part{
-			Key:           "volume " + v.Name,
-			Reads:         []spec.Read{{Kind: spec.KindVolume, Key: v.Name, Version: v.Version}},
-			RemoveVolumes: []spec.VolumeID{v.ID},
-		})
-	}
-}
-
-// placeExists reports whether the place of an anonymous volume is still one of
-// the same service.
-func (p *planner) placeExists(v *spec.Volume) bool {
-	svc := p.byKey[spec.ServiceKey(v.Stack, v.Service)]
-	if svc == nil || !strings.HasPrefix(v.Name, anonymousPrefix(svc, v.Slot)) {
-		return false
-	}
-	if svc.Spec.Mode == spec.Global {
-		return p.nodes[spec.NodeID(v.Slot)] != nil
-	}
-	slot, err := strconv.Atoi(v.Slot)
-	return err == nil && slot >= 1 && slot <= svc.Replicas
 }
 
 // reapNetworks removes networks that nobody declares, no service uses and no

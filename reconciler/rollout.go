@@ -49,6 +49,11 @@ func (s *pass) whyLost(t *spec.Task) string {
 // settleSurplus leaves one live task per place, or two while one takes over
 // from the other.
 func (s *pass) settleSurplus(pl *place) {
+	if len(pl.live) == 1 && s.settled(pl) {
+		if n, _ := s.lost(pl); n == 0 {
+			s.endOthers(pl) // the one that was to take over has done its work
+		}
+	}
 	if len(pl.live) < 2 {
 		return
 	}
@@ -229,6 +234,9 @@ func (s *pass) leaveDownNode(pl *place) bool {
 	if pl.slot == 0 || len(down) == 0 {
 		return false
 	}
+	if !filled && s.settled(pl) {
+		return false // what was to take over is not started again
+	}
 	if !filled {
 		for _, t := range down {
 			s.board.Release(s.booking(t))
@@ -297,36 +305,44 @@ func (s *pass) stopFirst(old *spec.Task) bool {
 	})
 }
 
-// settled reports whether the last task of an empty place was the last one: it
-// ended by itself and its restart policy asks for no other.
+// settled reports whether the last task of a place, but for older ones that
+// still run, was the last one: it ended by itself and its restart policy asks
+// for no other.
 func (s *pass) settled(pl *place) bool {
 	t := newest(pl.over)
 	if t == nil || t.Revision != s.svc.Revision || t.Status.Started == 0 && t.Status.State != spec.TaskComplete {
 		return false // of another revision, or has never run
+	}
+	if l := newest(pl.live); l != nil && compareIDs(string(l.ID), string(t.ID)) > 0 {
+		return false // the revision has come back since
 	}
 	switch s.tmpl.Restart.Condition {
 	case spec.RestartNone:
 		return t.Status.State == spec.TaskComplete || t.Status.State == spec.TaskFailed ||
 			t.Status.State == spec.TaskRejected || t.Status.State == spec.TaskLost
 	case spec.RestartOnFailure:
-		return t.Status.State == spec.TaskComplete
+		if t.Status.State == spec.TaskComplete {
+			return true
+		}
 	}
-	return false
+	_, last := s.gaveUp(pl)
+	return last != nil
 }
 
 // update replaces outdated tasks, one place at a time, and goes on to the next
-// only when the last replacement serves.
+// only when the last replacement is steady.
 func (s *pass) update() {
-	var todo []*place
+	var todo, others []*place
 	for _, pl := range s.places {
 		switch {
-		case s.replaceable(pl):
-			if !s.isDown(pl.live[0]) && pl.fillable {
-				todo = append(todo, pl)
-			}
-		case !s.eager && s.busy(pl):
-			return
+		case !s.replaceable(pl):
+			others = append(others, pl)
+		case !s.isDown(pl.live[0]) && pl.fillable:
+			todo = append(todo, pl)
 		}
+	}
+	if len(todo) == 0 || !s.eager && slices.ContainsFunc(others, s.busy) {
+		return
 	}
 	// A task that does not serve is replaced first: that costs nothing.
 	slices.SortStableFunc(todo, func(a, b *place) int {
@@ -377,22 +393,6 @@ func (s *pass) busy(pl *place) bool {
 		return !s.steady(t) && !s.isDown(t)
 	}
 	return true
-}
-
-// steady reports whether a task serves and is trusted to go on: one without
-// health check that came back after a failed attempt has to run for a while
-// first. It keeps an update from rolling a crash loop over all places, since
-// each new attempt looks ready for a moment.
-func (s *pass) steady(t *spec.Task) bool {
-	n := len(t.Status.Attempts)
-	if !s.serves(t) || n == 0 || !t.Status.Attempts[n-1].Failed() || t.Status.Health == spec.HealthHealthy {
-		return s.serves(t)
-	}
-	trusted := t.Status.Attempts[n-1].Ended.Add(s.goodRun())
-	if s.updating && s.now.Before(trusted) {
-		s.wake(trusted)
-	}
-	return !s.now.Before(trusted)
 }
 
 // placed reports whether this part gives a node to a task that waits for one.

@@ -18,7 +18,7 @@ const (
 	StateUpdating = "updating" // on the way, nothing in it failed
 	StateDegraded = "degraded" // less than declared runs
 	StateFailed   = "failed"   // tasks of the current revision do not start
-	StateStopped  = "stopped"  // a stack of which nothing is to run
+	StateStopped  = "stopped"  // nothing is to run, and nothing does
 )
 
 // StackStatus says where a stack stands.
@@ -60,6 +60,7 @@ func Status(s *store.Snapshot, stack string, now time.Time) (st StackStatus, ok 
 	want := 0
 	for _, svc := range s.ServicesOf(stack) {
 		one := p.status(svc)
+		p.judgePorts(svc, &one)
 		st.Services = append(st.Services, one)
 		st.State = worse(st.State, one.State)
 		want += one.Desired
@@ -72,7 +73,7 @@ func Status(s *store.Snapshot, stack string, now time.Time) (st StackStatus, ok 
 
 // worse returns the state that matters more to a person.
 func worse(a, b string) string {
-	order := []string{StateRunning, StateUpdating, StateDegraded, StateFailed}
+	order := []string{StateStopped, StateRunning, StateUpdating, StateDegraded, StateFailed}
 	if slices.Index(order, a) > slices.Index(order, b) {
 		return a
 	}
@@ -119,6 +120,10 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 			worst = tr
 		}
 	}
+	if svc.Spec.Mode != spec.Global && svc.Replicas == 0 {
+		out.State, out.Message = s.scaledToZero()
+		return out
+	}
 	out.State = [...]string{StateRunning, StateUpdating, StateDegraded, StateFailed}[worst.rank]
 	out.Message = worst.message
 	switch svc.Update.State {
@@ -133,6 +138,16 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 		out.State, out.Message = worse(out.State, StateDegraded), cmp.Or(out.Message, "no node fits: "+s.whyNoNode())
 	}
 	return out
+}
+
+// scaledToZero judges a service of which nothing is to run.
+func (s *pass) scaledToZero() (state, message string) {
+	for _, t := range s.tasks[s.svc.Key()] {
+		if !t.Status.State.Terminal() && s.endState(t) == "" {
+			return StateUpdating, "scaled to 0: waits for task " + string(t.ID) + " to stop"
+		}
+	}
+	return StateStopped, "scaled to 0"
 }
 
 // whyNoNode counts why a global service has no place at all.
@@ -155,8 +170,11 @@ func (s *pass) whyNoNode() string {
 // trouble judges one place.
 func (s *pass) trouble(pl *place) trouble {
 	name := s.placeName(pl)
+	if restarts, t := s.gaveUp(pl); t != nil {
+		return trouble{failing, name + ": " + whyGaveUp(restarts, t)}
+	}
 	if n, t := s.lost(pl); n > 0 {
-		return trouble{failing, fmt.Sprintf("%s: %s", name, ending(t))}
+		return trouble{failing, name + ": " + ending(t)}
 	}
 	if len(pl.live) == 0 {
 		if s.settled(pl) {
@@ -174,7 +192,10 @@ func (s *pass) trouble(pl *place) trouble {
 		}
 		return trouble{progressing, name + ": waits to be replaced by the current revision"}
 	}
-	if s.serves(t) && (s.steady(t) || !s.updating) {
+	if s.serves(t) && !s.steady(t) {
+		return s.probation(pl, name, t)
+	}
+	if s.serves(t) {
 		why := s.outdated(t)
 		if why == "" {
 			return trouble{}
@@ -185,6 +206,19 @@ func (s *pass) trouble(pl *place) trouble {
 		return trouble{progressing, name + ": " + why}
 	}
 	return s.taskTrouble(name, t)
+}
+
+// probation judges a task that serves and is not trusted yet. One that stands
+// in for a failure is less than was declared; any other is on its way.
+func (s *pass) probation(pl *place, name string, t *spec.Task) trouble {
+	must := fmt.Sprintf("must last %d s", Monitor/time.Second)
+	if len(t.Status.Attempts) > 0 {
+		return trouble{impaired, name + ": " + ending(t) + "; it runs again and " + must}
+	}
+	if old := newest(pl.over); old != nil && failed(old) && old.Revision == t.Revision && !s.updating {
+		return trouble{impaired, name + ": " + ending(old) + "; task " + string(t.ID) + " runs in its place and " + must}
+	}
+	return trouble{progressing, name + " runs; it " + must}
 }
 
 // taskTrouble judges a task of the current revision that does not serve.
@@ -213,49 +247,3 @@ func suffix(reason string) string {
 	}
 	return ": " + reason
 }
-
-// failedAttempts in a row make a service failed.
-const failedAttempts = 3
-
-// lost counts a place as lost when the node has rejected its last task, or
-// when at least failedAttempts attempts failed in a row, without a success and
-// since the user changed the service. It returns the task that tells why.
-func (s *pass) lost(pl *place) (n int, t *spec.Task) {
-	if s.settled(pl) {
-		if t := newest(pl.over); t.Status.State != spec.TaskComplete && !t.Created.Before(s.svc.Changed) {
-			return 1, t
-		}
-		return 0, nil
-	}
-	tasks := slices.Concat(pl.over, pl.live)
-	slices.SortStableFunc(tasks, func(a, b *spec.Task) int { return compareIDs(string(a.ID), string(b.ID)) })
-	for _, x := range slices.Backward(tasks) {
-		if x.Revision != s.svc.Revision || s.steady(x) {
-			break
-		}
-		if x.Status.State == spec.TaskRejected && !x.Created.Before(s.svc.Changed) {
-			return failedAttempts, cmp.Or(t, x)
-		}
-		for _, a := range slices.Backward(x.Status.Attempts) {
-			if !a.Failed() || a.Ended.Before(s.svc.Changed) || s.longRun(&a) {
-				return atLeast(n), t
-			}
-			n++
-			t = cmp.Or(t, x)
-		}
-	}
-	return atLeast(n), t
-}
-
-func atLeast(n int) int {
-	if n < failedAttempts {
-		return 0
-	}
-	return n
-}
-
-func (s *pass) longRun(a *spec.Attempt) bool {
-	return !a.Started.IsZero() && a.Ended.Sub(a.Started) >= s.goodRun()
-}
-
-func (s *pass) goodRun() time.Duration { return cmp.Or(s.tmpl.Restart.Window.D(), defaultGoodRun) }

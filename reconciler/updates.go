@@ -2,7 +2,6 @@ package reconciler
 
 import (
 	"fmt"
-	"slices"
 
 	"wherry.dev/spec"
 )
@@ -46,16 +45,14 @@ func (s *pass) current(pl *place) bool {
 		return false
 	}
 	if len(pl.live) == 0 {
-		return s.settled(pl)
+		n, _ := s.lost(pl)
+		return n == 0 && s.settled(pl)
 	}
 	return len(pl.live) == 1 && s.outdated(pl.live[0]) == "" && s.steady(pl.live[0])
 }
 
-// maxFailures of a replacement in a row pause an update.
-const maxFailures = 3
-
-// failing returns a place at which the current revision has failed too often
-// since the user changed the service, or nil. It matters during updates only.
+// failing returns a place at which the current revision is lost, or nil. It
+// matters during updates only.
 func (s *pass) failing() *place {
 	if !s.updating {
 		return nil
@@ -64,37 +61,26 @@ func (s *pass) failing() *place {
 		if s.current(pl) {
 			continue
 		}
-		if s.failures(pl) >= maxFailures || s.settled(pl) && s.failures(pl) > 0 {
+		if n, _ := s.lost(pl); n > 0 {
 			return pl
 		}
 	}
 	return nil
 }
 
-// failures counts the newest tasks of a place that failed without another
-// outcome in between.
-func (s *pass) failures(pl *place) int {
-	n := 0
-	for _, t := range slices.Backward(pl.over) {
-		if t.Revision != s.svc.Revision || t.Created.Before(s.svc.Changed) {
-			continue // of an update before this one
-		}
-		if !failed(t) {
-			break
-		}
-		n++
-	}
-	return n
-}
-
 func (s *pass) whyFailing(pl *place) string {
-	t := last(pl.over, func(t *spec.Task) bool { return t.Revision == s.svc.Revision && failed(t) })
-	n := s.failures(pl)
-	times := fmt.Sprintf("%d times", n)
-	if n == 1 {
-		times = "once"
+	name := "task " + s.placeName(pl)
+	if restarts, t := s.gaveUp(pl); t != nil {
+		return name + " " + whyGaveUp(restarts, t)
 	}
-	return fmt.Sprintf("task %s failed %s, last: %s", s.placeName(pl), times, ending(t))
+	n, t := s.lost(pl)
+	switch {
+	case t.Status.State == spec.TaskRejected:
+		return name + " was rejected: " + ending(t)
+	case n == 1:
+		return name + " failed: " + ending(t)
+	}
+	return fmt.Sprintf("%s failed %d times, last: %s", name, n, ending(t))
 }
 
 func (s *pass) placeName(pl *place) string {

@@ -45,6 +45,9 @@ type Node struct {
 	Number uint32 `json:"number"` // apply
 	// Info is what the node said of itself.
 	Info NodeInfo `json:"info"` // agent
+	// Ports are what became of the ports that the node is to publish, by
+	// network, port, protocol and address; nil as long as it has not told.
+	Ports *[]PortStatus `json:"ports,omitempty"` // agent
 	// Version is the log index of the last write that was not a report.
 	Version uint64 `json:"version"` // apply
 }

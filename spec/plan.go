@@ -41,7 +41,7 @@ type Part struct {
 
 	// What no longer has a user.
 	RemoveNetworks  []NetworkID  `json:"remove_networks,omitempty"`
-	RemoveVolumes   []VolumeID   `json:"remove_volumes,omitempty"` // anonymous ones; marks Removing
+	RemoveVolumes   []VolumeID   `json:"remove_volumes,omitempty"` // anonymous ones; marks Removing. The passes never do: only a user removes data
 	RemoveRevisions []RevisionID `json:"remove_revisions,omitempty"`
 	RemoveContents  []ContentID  `json:"remove_contents,omitempty"`
 }

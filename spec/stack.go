@@ -255,7 +255,9 @@ type Volume struct {
 	Short string     `json:"short"` // user
 	Name  string     `json:"name"`  // user
 	Spec  VolumeSpec `json:"spec"`  // user
-	// Anonymous volumes belong to Service and Slot and go with them.
+	// Anonymous volumes belong to Service and Slot and outlive them: when the
+	// same service and slot come back, they are taken up again. Like any other,
+	// they go when a user removes them.
 	Anonymous bool   `json:"anonymous,omitempty"` // reconciler
 	Service   string `json:"service,omitempty"`   // reconciler
 	Slot      string `json:"slot,omitempty"`      // reconciler

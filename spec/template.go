@@ -151,7 +151,8 @@ type Restart struct {
 	// Delay before a restart; 0 uses the back-off 0, 1, 2, 4 … 300 s. When set
 	// it takes the place of the back-off's base.
 	Delay Duration `json:"delay,omitempty"`
-	// MaxAttempts is the number of restarts; 0 is no limit.
+	// MaxAttempts is the number of restarts; 0 is no limit. Once they are used
+	// up, the place stays empty until the service changes.
 	MaxAttempts int `json:"max_attempts,omitempty"`
 	// Window after which an attempt that still runs counts as a success and
 	// the count starts anew; 0 is one minute.

@@ -87,6 +87,23 @@ type Report struct {
 	Tasks []TaskReport `json:"tasks,omitempty"`
 	// VolumesRemoved are instances that are gone from this node.
 	VolumesRemoved []VolumeID `json:"volumes_removed,omitempty"`
+	// Ports are all that the node is to publish, when that or what became of it
+	// changed or is told for the first time. nil is "as before", which an empty
+	// list is not.
+	Ports *[]PortStatus `json:"ports,omitempty"`
+}
+
+// PortStatus says what became of one port that a node is to publish.
+type PortStatus struct {
+	// HostIP it is published on; empty is all addresses.
+	HostIP   string `json:"host_ip,omitempty"`
+	Port     uint16 `json:"port"`
+	Protocol string `json:"protocol"`
+	// Owner is "stack/service".
+	Owner string `json:"owner"`
+	// Problem says why the port is not served and names who holds it; empty
+	// means that it is served.
+	Problem string `json:"problem,omitempty"`
 }
 
 // TaskReport is the status of one task.

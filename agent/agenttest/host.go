@@ -41,6 +41,7 @@ type Host struct {
 	history    map[spec.TaskID][]spec.TaskStatus
 	info       *spec.NodeInfo
 	gone       []spec.VolumeID
+	ports      [][]spec.PortStatus
 	calls      []string
 	starts     map[spec.TaskID]int
 	kills      map[spec.TaskID][]int
@@ -155,6 +156,9 @@ func (h *Host) Report(ctx context.Context, r spec.Report) error {
 	h.mu.Lock()
 	if r.Info != nil {
 		h.info = r.Info
+	}
+	if r.Ports != nil {
+		h.ports = append(h.ports, slices.Clone(*r.Ports))
 	}
 	for _, t := range r.Tasks {
 		old := h.statuses[t.Task]
@@ -281,4 +285,11 @@ func (h *Host) writeLogLocked(t spec.TaskID, text string) {
 	if err != nil {
 		h.faults = append(h.faults, err.Error())
 	}
+}
+
+// Ports are the lists of ports that were reported, in order.
+func (h *Host) Ports() [][]spec.PortStatus {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.ports)
 }

@@ -4,7 +4,6 @@ package containerd
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"slices"
 	"sync"
@@ -22,45 +21,38 @@ import (
 	"wherry.dev/tests/images"
 )
 
-var rounds = flag.Int("rounds", 5, "rounds of TestStartAgainstBareClient")
-
-// TestStartAgainstBareClient starts tasks with the runtime and containers with
-// containerd's plain client, in one containerd, turn and turn about, and
-// compares the times until the last one runs.
-func TestStartAgainstBareClient(t *testing.T) {
-	h := newHost(t)
+// BenchmarkStart starts tasks with the runtime and containers with containerd's
+// plain client, in one containerd, turn and turn about. It reports the median
+// times until the last one runs, and their ratio: wanted are at most 2 for one
+// and 1.5 for fifty at once.
+func BenchmarkStart(b *testing.B) {
+	h := newHost(b)
 	img := h.load(nil, images.Config{})
 	for _, n := range []int{1, 10, 50} {
-		var ours, bare []time.Duration
-		for round := range *rounds + 1 {
-			b := h.bareClient(t, img, n)
-			o := h.oursAtOnce(t, img, n)
-			if round == 0 {
-				continue // fills the caches of both
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			h.bareClient(b, img, n) // fills the caches of both
+			h.oursAtOnce(b, img, n)
+			var ours, bare []time.Duration
+			for b.Loop() {
+				bare = append(bare, h.bareClient(b, img, n))
+				ours = append(ours, h.oursAtOnce(b, img, n))
 			}
-			bare, ours = append(bare, b), append(ours, o)
-		}
-		slices.Sort(ours)
-		slices.Sort(bare)
-		o, b := ours[len(ours)/2], bare[len(bare)/2]
-		t.Logf("%d at once: ours %v (%v–%v), bare client %v (%v–%v), ratio %.2f", n,
-			o.Round(time.Millisecond), ours[0].Round(time.Millisecond), ours[len(ours)-1].Round(time.Millisecond),
-			b.Round(time.Millisecond), bare[0].Round(time.Millisecond), bare[len(bare)-1].Round(time.Millisecond), float64(o)/float64(b))
-		limit := 1.5
-		if n == 1 {
-			limit = 2
-		}
-		if float64(o) > limit*float64(b) {
-			t.Errorf("%d at once take %.2f times as long as with the bare client, want at most %.1f", n, float64(o)/float64(b), limit)
-		}
+			slices.Sort(ours)
+			slices.Sort(bare)
+			o, p := ours[len(ours)/2], bare[len(bare)/2]
+			b.ReportMetric(float64(o.Milliseconds()), "ours-ms")
+			b.ReportMetric(float64(p.Milliseconds()), "bare-ms")
+			b.ReportMetric(float64(o)/float64(p), "ratio")
+			b.ReportMetric(0, "ns/op")
+		})
 	}
 	removeCgroup("/" + Namespace) // of the plain client
 	if left := cgroupDirs(h.rt.cgroupParent()); len(left) > 0 {
-		t.Errorf("cgroups are left over: %v", left)
+		b.Errorf("cgroups are left over: %v", left)
 	}
 }
 
-func (h *host) oursAtOnce(t *testing.T, img agent.ImageConfig, n int) time.Duration {
+func (h *host) oursAtOnce(t testing.TB, img agent.ImageConfig, n int) time.Duration {
 	t.Helper()
 	ctx := context.Background()
 	var wg sync.WaitGroup
@@ -92,7 +84,7 @@ func (h *host) oursAtOnce(t *testing.T, img agent.ImageConfig, n int) time.Durat
 
 // bareClient does what peers' benchmarks do: containerd's client with its
 // default spec and nothing around it.
-func (h *host) bareClient(t *testing.T, cfg agent.ImageConfig, n int) time.Duration {
+func (h *host) bareClient(t testing.TB, cfg agent.ImageConfig, n int) time.Duration {
 	t.Helper()
 	ctx := context.Background()
 	cl := h.rt.client

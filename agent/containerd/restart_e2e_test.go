@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
+
 	"wherry.dev/agent"
 	"wherry.dev/agent/runtimetest"
 	"wherry.dev/spec"
@@ -273,6 +275,71 @@ func TestOrphanWithoutRecord(t *testing.T) {
 	if running(child) {
 		t.Error("the orphan still runs")
 	}
+}
+
+// TestReboot: nothing of the run folder is left, and no process; the containers
+// and their file systems are.
+func TestReboot(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	c := h.container("1-1", img, command("test -e /kept && exit 8; touch /kept; while :; do sleep 1; done"))
+	c.Template.StdinOpen = true
+	h.runTask(c)
+	waitFor(t, "the file", func() bool {
+		code, err := h.rt.Exec(context.Background(), "1-1", agent.Exec{Args: []string{"test", "-e", "/kept"}})
+		return err == nil && code == 0
+	})
+	run, _ := readRun(h.rt.records(), "1-1")
+	child := h.childPID()
+	h.abandon()
+	for _, pid := range []int{child, run.Shim, run.PID} {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the end of all processes", func() bool { return !running(pid) })
+	}
+	if err := mount.UnmountAll(h.run()+"/containerd/state/io.containerd.runtime.v2.task/wherry/1-1/rootfs", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(h.run()); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if s := h.state("1-1"); s.State != agent.RunStopped || s.ExitCode != -1 {
+		t.Errorf("after the reboot: %+v, want an end that nobody saw", s)
+	}
+	if _, err := h.rt.Start(context.Background(), "1-1"); err != nil {
+		t.Fatal(err)
+	}
+	if s := h.await("1-1", agent.RunStopped); s.ExitCode != 8 {
+		t.Errorf("the next attempt: %+v, want 8, since its file system was kept", s)
+	}
+}
+
+// TestFileSystemsAreFreed: what a removed container wrote leaves the disk soon.
+func TestFileSystemsAreFreed(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	count := func() int {
+		entries, err := os.ReadDir(h.data() + "/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	waitFor(t, "the looks into the image to be cleared away", func() bool { return count() == 1 })
+	for i := range 3 {
+		h.runTask(h.container(fmt.Sprintf("1-%d", i), img, command("exit 0")))
+	}
+	if n := count(); n < 4 {
+		t.Errorf("%d file systems of the image and three containers", n)
+	}
+	for i := range 3 {
+		if err := h.rt.Remove(context.Background(), spec.TaskID(fmt.Sprintf("1-%d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "the file systems to go", func() bool { return count() == 1 })
 }
 
 // TestExternal runs the contract on a containerd that is not ours.

@@ -92,6 +92,10 @@ func serveContainerd(args []string) error {
 		// The shims inherit it. (containerd's own setting of their environment
 		// does not reach the one that cleans up after a dead shim.)
 		exitsEnv: c.Exits,
+		// A shim's start is mostly the initialisation of packages that it does
+		// not use; no garbage is worth collecting before the shim sets its own
+		// percentage, which is the first thing it does.
+		"GOGC": "off",
 		// No program of the node is run on what an image holds.
 		"CONTAINERD_DISABLE_PIGZ":  "1",
 		"CONTAINERD_DISABLE_IGZIP": "1",

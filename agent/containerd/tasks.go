@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"syscall"
@@ -116,19 +117,13 @@ func (r *Runtime) inLimbo(id string, pid int) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	maps.DeleteFunc(r.limbo, func(_ limbo, since time.Time) bool { return time.Since(since) > 10*limboTimeout })
 	key := limbo{id, pid}
 	since, ok := r.limbo[key]
 	if !ok {
 		since = time.Now()
 		r.limbo[key] = since
-		time.AfterFunc(limboTimeout, func() {
-			r.wake()
-			time.AfterFunc(limboTimeout, func() {
-				r.mu.Lock()
-				defer r.mu.Unlock()
-				delete(r.limbo, key)
-			})
-		})
+		time.AfterFunc(limboTimeout, r.wake)
 	}
 	return time.Since(since) < limboTimeout
 }

@@ -197,6 +197,13 @@ func (g *generator) report() spec.Report {
 	if g.maybe(10) {
 		r.Info = &spec.NodeInfo{OS: "linux", Memory: int64(g.IntN(3))}
 	}
+	if g.maybe(10) {
+		ports := make([]spec.PortStatus, g.IntN(3))
+		for i := range ports {
+			ports[i] = spec.PortStatus{Port: uint16(80 + i), Protocol: "tcp", Owner: "a/web", Problem: pick(g, "", "taken")}
+		}
+		r.Ports = &ports
+	}
 	for range g.IntN(4) {
 		t := pick(g, g.n.Tasks()...)
 		if t == nil {

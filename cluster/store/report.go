@@ -1,6 +1,8 @@
 package store
 
 import (
+	"slices"
+
 	"github.com/hashicorp/go-memdb"
 
 	"wherry.dev/spec"
@@ -42,12 +44,26 @@ func (r *reporter) report(rep *spec.Report) {
 		next.Info = *rep.Info
 		put(r.reducer, &r.nodes, next)
 	}
+	r.reportPorts(rep)
 	for i := range rep.Tasks {
 		r.reportTask(rep.Node, &rep.Tasks[i])
 	}
 	for _, id := range rep.VolumesRemoved {
 		r.volumeGone(rep.Node, id)
 	}
+}
+
+// reportPorts replaces what the node told of its ports before. It is no write
+// that anybody bases a decision of the passes on, so the version stays.
+func (r *reporter) reportPorts(rep *spec.Report) {
+	node := r.nodes.get(r.txn, textKey(rep.Node))
+	if rep.Ports == nil || node.Ports != nil && slices.Equal(*node.Ports, *rep.Ports) {
+		return
+	}
+	next := *node
+	ports := append([]spec.PortStatus{}, *rep.Ports...) // never nil, which would read back as "has not told"
+	next.Ports = &ports
+	put(r.reducer, &r.nodes, next)
 }
 
 func (r *reporter) reportTask(node spec.NodeID, rep *spec.TaskReport) {

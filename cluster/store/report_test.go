@@ -1,8 +1,11 @@
 package store
 
 import (
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"wherry.dev/spec"
 )
@@ -69,5 +72,50 @@ func TestReportInfo(t *testing.T) {
 	}
 	if got := h.s.Snapshot().Node("n1"); got.Info.Memory != 1<<30 || got.Version != before.Version {
 		t.Errorf("node %+v", got)
+	}
+}
+
+func TestReportPorts(t *testing.T) {
+	h := newHarness(t)
+	served := spec.PortStatus{Port: 80, Protocol: "tcp", Owner: "shop/web"}
+	refused := served
+	refused.Problem = "port 80/tcp is in use by nginx (pid 7)"
+	version := h.s.Snapshot().Node("n1").Version
+	for _, tc := range []struct {
+		name    string
+		node    spec.NodeID
+		ports   *[]spec.PortStatus
+		changed bool
+		want    *[]spec.PortStatus
+	}{
+		{"not told", "n1", nil, false, nil},
+		{"none", "n1", &[]spec.PortStatus{}, true, &[]spec.PortStatus{}},
+		{"none again", "n1", ptr([]spec.PortStatus(nil)), false, &[]spec.PortStatus{}},
+		{"refused", "n1", &[]spec.PortStatus{refused}, true, &[]spec.PortStatus{refused}},
+		{"as before", "n1", nil, false, &[]spec.PortStatus{refused}},
+		{"repeated", "n1", &[]spec.PortStatus{refused}, false, &[]spec.PortStatus{refused}},
+		{"no such node", "x", &[]spec.PortStatus{served}, false, &[]spec.PortStatus{refused}},
+		{"served", "n1", &[]spec.PortStatus{served}, true, &[]spec.PortStatus{served}},
+		{"gone", "n1", &[]spec.PortStatus{}, true, &[]spec.PortStatus{}},
+	} {
+		res := h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: tc.node, Ports: tc.ports}}}})
+		got := h.s.Snapshot().Node("n1")
+		if res.Changed != tc.changed {
+			t.Errorf("%s: changed %v", tc.name, res.Changed)
+		}
+		if d := cmp.Diff(tc.want, got.Ports); d != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.name, d)
+		}
+		if got.Version != version {
+			t.Errorf("%s: a report moved the version", tc.name)
+		}
+		restored := New()
+		state := dump(t, h.s.Snapshot())
+		if err := restored.Restore(strings.NewReader(state)); err != nil {
+			t.Fatalf("%s: %v", tc.name, err)
+		}
+		if d := cmp.Diff(tc.want, restored.Snapshot().Node("n1").Ports); d != "" || dump(t, restored.Snapshot()) != state {
+			t.Errorf("%s: restored otherwise (-want +got):\n%s", tc.name, d)
+		}
 	}
 }

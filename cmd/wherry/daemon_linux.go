@@ -126,7 +126,7 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 	}
 	host := agent.New(agent.Config{DataDir: c.dataDir, RunDir: c.runDir, Node: member.Node(), NodeName: c.name, Version: version,
 		Images: runtime, Runtime: runtime, Execer: runtime, Network: network, Logs: keep, Manager: own,
-		Wake: runtime.Changed(), Logger: log.With("part", "agent")})
+		Wake: runtime.Changed(), Ports: network.Ports, PortsChanged: network.PortsChanged(), Logger: log.With("part", "agent")})
 	srv, err := server.New(server.Config{Store: member.Store(), Proposer: member, Resolver: resolver{runtime}, Nodes: nodes{member.Node(), own},
 		Images: images{runtime}, Tasks: tasks{host, runtime, c.dataDir}, ContentKey: member.ContentKey(),
 		Node: member.Node(), Version: version, Logger: log.With("part", "api")})

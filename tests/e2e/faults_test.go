@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -72,6 +73,78 @@ func TestRefusals(t *testing.T) {
 	if got := strings.Fields(h.Must("ls", "--format", "{{.name}}")); len(got) != 1 {
 		t.Errorf("stacks afterwards: %v", got)
 	}
+}
+
+// TestPortTaken: a running service that is moved to a port of somebody else on
+// the host fails and names him, and serves as soon as he is gone.
+func TestPortTaken(t *testing.T) {
+	l, h := oneHost(t)
+	file := func(port int) string {
+		return stack(t, fmt.Sprintf("name: shop\nservices: {web: {image: %s, init: true, command: [httpd, -f, -p, '80', -h, /etc], ports: ['%d:80']}}\n", image, port))
+	}
+	serves := func(port int) error {
+		_, err := fetch(l, h.Name, fmt.Sprintf("http://%s:%d/passwd", h.IP, port))
+		return err
+	}
+	h.Must("apply", "-f", file(7200))
+	lab.Eventually(t, soon, "the first port serves", func() error { return serves(7200) })
+	before := one(t, h, "shop/web")
+
+	holder := exec.Command("nsenter", "--net="+l.NSPath(h.Name), "--", "busybox", "nc", "-l", "-p", "7201")
+	in, err := holder.StdinPipe() // at the end of its input it would end
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	release := sync.OnceFunc(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
+	defer release()
+	lab.Eventually(t, soon, "somebody listens on 7201", func() error {
+		if out := l.In(h.Name, "ss", "-Hltn", "sport = :7201").Stdout; !strings.Contains(out, ":7201") {
+			return fmt.Errorf("sockets: %q", out)
+		}
+		return nil
+	})
+
+	r := h.Wherry("apply", "-f", file(7201), "--timeout", "45s")
+	if r.Code != 1 || !strings.Contains(r.Stderr, "7201/tcp") || !strings.Contains(r.Stderr, "busybox") {
+		t.Errorf("apply onto a taken port: exit %d, want 1 and the holder\n%s", r.Code, r.Stderr)
+	}
+	if ls := h.Must("service", "ls", "shop", "--format", "json"); !strings.Contains(ls, "busybox") || !strings.Contains(ls, "failed") {
+		t.Errorf("service ls does not tell: %s", ls)
+	}
+	release()
+	lab.Eventually(t, soon, "the service runs again by itself", func() error {
+		if ls := h.Must("service", "ls", "shop", "--format", "{{.state}}"); strings.TrimSpace(ls) != "running" {
+			return fmt.Errorf("service ls: %s", ls)
+		}
+		return nil
+	})
+	h.Must("apply", "-f", file(7201))
+	if err := serves(7201); err != nil {
+		t.Errorf("the port does not serve: %v", err)
+	}
+	if after := one(t, h, "shop/web"); after.ID != before.ID || after.Status.PID != before.Status.PID {
+		t.Errorf("task %s (pid %d) has become %s (pid %d)", before.ID, before.Status.PID, after.ID, after.Status.PID)
+	}
+	h.Must("rm", "shop")
+}
+
+// TestLogsOfBusyTask: without --follow logs end, although the container writes
+// faster than they are read, and its files are rotated meanwhile.
+func TestLogsOfBusyTask(t *testing.T) {
+	l, h := oneHost(t)
+	h.Must("apply", "-f", stack(t, "name: busy\nservices: {yes: {image: "+image+", command: ['yes'], cpus: 0.5, "+
+		"logging: {driver: json-file, options: {max-size: 1m, max-file: '3'}}}}\n"))
+	for _, args := range [][]string{{"logs", "busy"}, {"logs", "busy", "--tail", "1000"}} {
+		r := l.In(h.Name, append([]string{"timeout", "30", lab.Binary(t), "--host", h.Socket()}, args...)...)
+		if lines := strings.Count(r.Stdout, "\n"); r.Code != 0 || lines == 0 || lines > 100_000 || len(args) > 2 && lines != 1000 {
+			t.Errorf("%v: exit %d, %d lines: %s", args, r.Code, lines, r.Stderr)
+		}
+	}
+	h.Must("rm", "busy")
 }
 
 // TestSecondDaemon: a folder has one daemon.

@@ -32,6 +32,9 @@ type run struct {
 	hangs  bool // does not get further until the faults end
 }
 
+// unchecked: the image has no health check.
+func (r *run) unchecked() bool { return strings.HasSuffix(r.image, ":3") }
+
 func newHost(id spec.NodeID, name string) *host {
 	return &host{id: id, name: name, up: true, runs: map[spec.TaskID]*run{}, gone: map[spec.VolumeID]bool{}}
 }
@@ -108,12 +111,15 @@ func (h *host) advance(w *World, r *run) bool {
 		to = spec.TaskStarting
 	case r.status.State == spec.TaskStarting:
 		to, r.status.Started, r.health = spec.TaskRunning, 1, spec.HealthStarting
+		if r.unchecked() {
+			r.health = spec.HealthNone
+		}
 	case strings.Contains(r.image, "broken"), !w.calm && w.chance(5):
 		to = spec.TaskFailed
 		r.status.Attempts = []spec.Attempt{{Number: 1, Started: w.now, Ended: w.now, ExitCode: 1, LastLog: []string{"it broke"}}}
 	case r.once && w.chance(50):
 		to = spec.TaskComplete
-	case r.health != spec.HealthHealthy:
+	case r.health == spec.HealthStarting:
 		r.health = spec.HealthHealthy
 		r.status.Health = r.health
 		return true

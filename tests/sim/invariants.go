@@ -20,6 +20,11 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkForward(before, after)
 	w.checkAddresses(after)
 	w.checkPlaces(before, after, c)
+	w.checkTrust(before, after, c)
+	w.checkLimits(before, after, c)
+	if c.RemoveStack == nil && c.RemoveVolumes == nil {
+		w.checkData(before, after)
+	}
 	for _, v := range after.Volumes() {
 		if svc := after.Service(v.Stack, "db"); v.Short == "data" && svc != nil && len(v.Homes) > 1 {
 			w.failf("volume %s of a replicated service has homes %v", v.Name, v.Homes)
@@ -105,6 +110,61 @@ func (w *World) checkPlaces(before, after *store.Snapshot, c *store.Command) {
 	}
 }
 
+// checkTrust: a task that serves is not stopped for the sake of one that is
+// not known to last.
+func (w *World) checkTrust(before, after *store.Snapshot, c *store.Command) {
+	if c.ApplyPlan == nil {
+		return
+	}
+	for _, old := range before.Tasks() {
+		t, svc := after.Task(old.ID), after.Service(old.Stack, old.Service)
+		n := after.Node(old.Node)
+		if t == nil || svc == nil || svc.Name != "web" || !old.Ready() || t.Desired == spec.DesiredRunning || t.Slot > svc.Replicas ||
+			n.State != spec.NodeReady || n.Availability == spec.NodeDrain {
+			continue
+		}
+		for _, next := range before.TasksOf(old.Stack, old.Service) {
+			if next.ID != old.ID && next.Place() == old.Place() && next.Ready() && next.Revision == svc.Revision && old.Revision != svc.Revision &&
+				next.Status.Health != spec.HealthHealthy && c.Time.Before(next.Status.Since.Add(reconciler.Monitor)) {
+				w.failf("task %s was stopped for task %s, which runs since %s only", old.ID, next.ID, next.Status.Since)
+			}
+		}
+	}
+}
+
+// checkLimits: a place whose restarts are used up is not filled again until
+// the service changes.
+func (w *World) checkLimits(before, after *store.Snapshot, c *store.Command) {
+	if c.ApplyPlan == nil {
+		return
+	}
+	for _, t := range after.Tasks() {
+		svc := after.Service(t.Stack, t.Service)
+		if before.Task(t.ID) != nil || svc == nil || svc.Spec.Template.Restart.MaxAttempts == 0 {
+			continue
+		}
+		var last *spec.Task
+		for _, old := range before.TasksOf(t.Stack, t.Service) {
+			if old.Place() == t.Place() {
+				last = old
+			}
+		}
+		if last != nil && last.Status.State == spec.TaskFailed && last.Revision == svc.Revision && !last.Status.Since.Before(svc.Changed) {
+			w.failf("task %s follows task %s of %s, which had used up its restarts", t.ID, last.ID, svc.Key())
+		}
+	}
+}
+
+// checkData: the row of a volume goes only when a user asked for that.
+func (w *World) checkData(before, after *store.Snapshot) {
+	for _, v := range before.Volumes() {
+		now := after.Volume(v.ID)
+		if !v.Removing && (now == nil || now.Removing) {
+			w.failf("volume %s is removed and nobody asked", v.Name)
+		}
+	}
+}
+
 // checkWanted: what was declared has come true.
 func (w *World) checkWanted() {
 	s := w.store.Snapshot()
@@ -126,8 +186,8 @@ func (w *World) checkWanted() {
 				if over[t.Place()] > keepHistory {
 					w.failf("service %s has %d tasks that are over at %s", svc.Key(), over[t.Place()], t.Place())
 				}
-				if t.Desired == spec.DesiredRunning && svc.Spec.Template.Restart.Condition == spec.RestartNone {
-					live[t.Place()] = t // done
+				if t.Desired == spec.DesiredRunning && mayEnd(svc) {
+					live[t.Place()] = t // done, or given up
 				}
 			case live[t.Place()] != nil && !live[t.Place()].Status.State.Terminal():
 				w.failf("service %s has two tasks at %s: %s and %s", svc.Key(), t.Place(), encode(live[t.Place()]), encode(t))
@@ -143,7 +203,7 @@ func (w *World) checkWanted() {
 			case w.dead != nil && t.Node == w.dead.id && !t.Status.State.Terminal():
 				w.checkDead(svc, t)
 			case t.Revision != svc.Revision && !t.Status.State.Terminal():
-				if svc.Update.State != spec.UpdateUpdating || svc.Update.Message == "" { // no node fits the new one, and it says so
+				if svc.Update.State != spec.UpdateUpdating && !(svc.Update.State == spec.UpdatePaused && mayEnd(svc)) || svc.Update.Message == "" { // no node fits the new one, and it says so
 					w.failf("task %s at %s of %s runs an old revision: %s", t.ID, place, svc.Key(), encode(svc.Update))
 				}
 			case t.Status.State == spec.TaskPending && t.Status.Reason == "":
@@ -153,6 +213,12 @@ func (w *World) checkWanted() {
 			}
 		}
 	}
+}
+
+// mayEnd: there are ends after which a place of the service stays empty.
+func mayEnd(svc *spec.Service) bool {
+	r := &svc.Spec.Template.Restart
+	return r.Condition == spec.RestartNone || r.MaxAttempts > 0
 }
 
 // checkDead: what could run elsewhere does not wait for a host that is dead.
@@ -175,7 +241,7 @@ func (w *World) checkNothingLeft(s *store.Snapshot) {
 		}
 	}
 	for _, v := range s.Volumes() {
-		if v.Removing || v.Anonymous && s.Service(v.Stack, v.Service) == nil {
+		if v.Removing {
 			w.failf("volume %s is left", v.Name)
 		}
 	}
@@ -204,7 +270,14 @@ func (w *World) checkViews() {
 			waits := s.State == reconciler.StateUpdating && (s.Update.Message != "" ||
 				strings.Contains(s.Message, "waits for service") || strings.Contains(s.Message, "no other node"))
 			// What is never started again may have failed before all was well.
-			once := snap.Service(row.Name, s.Name).Spec.Template.Restart.Condition == spec.RestartNone
+			svc := snap.Service(row.Name, s.Name)
+			once := mayEnd(svc)
+			if none := svc.Spec.Mode == spec.Replicated && svc.Replicas == 0; none || s.State == reconciler.StateStopped {
+				if !none || s.State != reconciler.StateStopped {
+					w.failf("service %s is %s at rest with %d replicas: %s", svc.Key(), s.State, svc.Replicas, s.Message)
+				}
+				continue
+			}
 			if s.State != reconciler.StateRunning && s.State != reconciler.StateDegraded && !waits && !(once && s.State == reconciler.StateFailed) {
 				w.failf("service %s/%s is %s at rest: %s", row.Name, s.Name, s.State, s.Message)
 			}

@@ -76,6 +76,9 @@ func (w *World) stack(name string, good bool) spec.Stack {
 	}
 	web.Ports = []spec.Port{{Target: 80, Protocol: "tcp", Mode: spec.PublishIngress}}
 	web.Template.Mounts = []spec.Mount{{Type: spec.MountVolume, Target: "/cache"}}
+	if w.chance(20) {
+		web.Template.Restart.MaxAttempts = 1 + w.rng.IntN(2)
+	}
 	if w.chance(30) {
 		web.Placement.Constraints = []string{"node.labels.disk!=hdd"}
 	}

@@ -251,6 +251,7 @@ func (w *World) Converge() {
 		case !plan.Next.IsZero():
 			w.now = plan.Next
 		default:
+			w.now = w.now.Add(reconciler.Monitor) // nothing is to be done then, but all is trusted
 			w.checkWanted()
 			if w.dead == nil {
 				w.checkNothingLeft(w.store.Snapshot())

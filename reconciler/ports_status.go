@@ -1,0 +1,102 @@
+package reconciler
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+
+	"wherry.dev/spec"
+)
+
+// judgePorts lets the status of a service tell of its ports: one that a node
+// cannot serve makes it failed, and one of which a node has not told yet, as
+// right after a change of the ports, makes it updating.
+func (p *planner) judgePorts(svc *spec.Service, one *ServiceStatus) {
+	state, message := StateFailed, p.portProblem(svc)
+	if message == "" {
+		state, message = StateUpdating, p.portAwaited(svc)
+	}
+	if message == "" || worse(state, one.State) != state {
+		return
+	}
+	if state != one.State {
+		one.State, one.Message = state, message
+		return
+	}
+	one.Message = cmp.Or(one.Message, message)
+}
+
+// portProblem says why a port of the service is not served on a node that is
+// alive; empty when all are.
+func (p *planner) portProblem(svc *spec.Service) string {
+	ports := publishedPorts(svc)
+	for _, n := range p.nodeList {
+		if n.State != spec.NodeReady || n.Ports == nil {
+			continue
+		}
+		for _, told := range *n.Ports {
+			// What the service does not publish any more is news of yesterday.
+			if told.Problem != "" && told.Owner == svc.Key() && slices.ContainsFunc(ports, func(q spec.Port) bool { return isPort(&told, &q) }) {
+				return p.onNode(n) + told.Problem
+			}
+		}
+	}
+	return ""
+}
+
+// portAwaited names a port of the service of which a node that is alive has
+// not told yet what became of it. Nodes that never tell are not waited for.
+func (p *planner) portAwaited(svc *spec.Service) string {
+	ports := publishedPorts(svc)
+	way := slices.IndexFunc(p.attachments(svc.Stack, &svc.Spec.Template), func(a attached) bool {
+		return a.net != nil && !a.net.Spec.Internal
+	})
+	if len(ports) == 0 || way < 0 { // without a way out nothing is published
+		return ""
+	}
+	for _, n := range p.nodeList {
+		if n.State != spec.NodeReady || n.Ports == nil {
+			continue
+		}
+		for _, q := range ports {
+			local := q.Mode == spec.PublishHost || isLoopback(q.HostIP)
+			if q.Published == 0 || local && !p.hasTask(svc, n.ID) {
+				continue
+			}
+			told := slices.ContainsFunc(*n.Ports, func(t spec.PortStatus) bool { return t.Owner == svc.Key() && isPort(&t, &q) })
+			if !told {
+				return p.onNode(n) + "waits for port " + portText(&q) + " to be published"
+			}
+		}
+	}
+	return ""
+}
+
+// hasTask reports whether a node has a task of the service that is not over,
+// and so publishes the ports that only such nodes publish.
+func (p *planner) hasTask(svc *spec.Service, node spec.NodeID) bool {
+	return slices.ContainsFunc(p.tasks[svc.Key()], func(t *spec.Task) bool {
+		return t.Node == node && !t.Status.State.Terminal() && t.Status.State != spec.TaskPending
+	})
+}
+
+// onNode names the node where there are several.
+func (p *planner) onNode(n *spec.Node) string {
+	if len(p.nodeList) < 2 {
+		return ""
+	}
+	return "node " + p.nodeName(n.ID) + ": "
+}
+
+func isPort(told *spec.PortStatus, q *spec.Port) bool {
+	return told.Port == q.Published && told.Protocol == q.Protocol && told.HostIP == q.HostIP
+}
+
+func portText(q *spec.Port) string {
+	if q.HostIP == "" {
+		return fmt.Sprintf("%d/%s", q.Published, q.Protocol)
+	}
+	return net.JoinHostPort(q.HostIP, strconv.Itoa(int(q.Published))) + "/" + q.Protocol
+}
