@@ -94,7 +94,7 @@ var deployRows = []row{
 	{path: "services.*.deploy.update_config.order", verdict: Refused, note: "choosing the order of an update: " + notBuilt, hint: leaveOut},
 	{path: "services.*.deploy.update_config.delay", verdict: Refused, note: "a delay between tasks: " + notBuilt, hint: "leave it out; the next task follows when the last one is ready", same: zeroTimes},
 	{path: "services.*.deploy.update_config.failure_action", verdict: Refused, note: "actions after a failed update: " + notBuilt, hint: "leave it out; an update waits for a task that does not get ready"},
-	{path: "services.*.deploy.update_config.monitor", verdict: Refused, note: "watching tasks after an update: " + notBuilt, hint: leaveOut, same: zeroTimes},
+	{path: "services.*.deploy.update_config.monitor", verdict: Refused, note: "another time than 5 s: " + notBuilt, hint: leaveOut, same: []string{"5s"}},
 	{path: "services.*.deploy.update_config.max_failure_ratio", verdict: Refused, note: "tolerating failures of an update: " + notBuilt, hint: leaveOut, same: []string{"0", "0.0"}},
 	{path: "services.*.deploy.rollback_config", verdict: Refused, note: "automatic rollback: " + notBuilt, hint: leaveOut, subtree: true},
 	{path: "services.*.deploy.restart_policy", note: "wins over restart"},
