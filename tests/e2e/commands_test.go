@@ -115,7 +115,7 @@ func TestJSON(t *testing.T) {
 // TestPlan: what plan says is what apply does.
 func TestPlan(t *testing.T) {
 	_, h := oneHost(t)
-	first := "name: p\nservices:\n  a: {image: " + image + ", init: true, command: [sleep, '1000']}\n  b: {image: " + image + ", command: [sleep, '1000'], volumes: ['data:/data']}\nvolumes: {data: }\n"
+	first := "name: p\nservices:\n  a: {image: " + image + ", init: true, command: [sleep, '1000']}\n  b: {image: " + image + ", init: true, command: [sleep, '1000'], volumes: ['data:/data']}\nvolumes: {data: }\n"
 	r := h.Wherry("plan", "-f", stack(t, first), "--exit-code")
 	if r.Code != 10 || !strings.Contains(r.Stdout, "+ service a") && !strings.Contains(r.Stdout, "+ service p/a") || !strings.Contains(r.Stdout, "+ task p.b.1") {
 		t.Errorf("plan of a new stack: exit %d\n%s%s", r.Code, r.Stdout, r.Stderr)

@@ -29,6 +29,7 @@ services:
       - sh
       - -c
       - |
+        until nslookup server 127.0.0.11 >/dev/null 2>&1; do sleep 0.1; done
         i=0; while :; do
           i=$$((i+1)); echo "line $$i"
           nslookup server 127.0.0.11 >/dev/null 2>&1 || echo "LOOKUP FAILED $$(date +%s)"
@@ -86,17 +87,21 @@ func TestSurvive(t *testing.T) {
 		return pids[0]
 	}
 
+	step := func(what string) { t.Logf("%s %s", time.Now().UTC().Format(time.TimeOnly), what) }
 	t.Run("daemon stopped and started", func(t *testing.T) {
+		step("daemon stopped and started")
 		h.Stop()
 		h.Start()
 		same(t)
 	})
 	t.Run("daemon killed", func(t *testing.T) {
+		step("daemon killed")
 		h.Kill()
 		h.Start()
 		same(t)
 	})
 	t.Run("containerd killed", func(t *testing.T) {
+		step("containerd killed")
 		pid := restartable("wherry containerd")
 		kill(t, pid)
 		lab.Eventually(t, soon, "containerd serves again", func() error {
@@ -106,6 +111,7 @@ func TestSurvive(t *testing.T) {
 		same(t)
 	})
 	t.Run("keeper killed", func(t *testing.T) {
+		step("keeper killed")
 		pid := restartable("wherry keeper")
 		kill(t, pid)
 		lab.Eventually(t, soon, "a keeper answers again", func() error {
@@ -115,6 +121,7 @@ func TestSurvive(t *testing.T) {
 		same(t)
 	})
 	t.Run("daemon and containerd killed together", func(t *testing.T) {
+		step("daemon and containerd killed together")
 		pid := restartable("wherry containerd")
 		h.Kill()
 		kill(t, pid)
@@ -122,6 +129,7 @@ func TestSurvive(t *testing.T) {
 		same(t)
 	})
 	t.Run("an end while everything is down is told with its code", func(t *testing.T) {
+		step("an end while everything is down is told with its code")
 		ender := one(t, h, "steady/ender")
 		root := fmt.Sprintf("/proc/%d/root", ender.Status.PID)
 		pid := restartable("wherry containerd")
@@ -156,6 +164,9 @@ func TestSurvive(t *testing.T) {
 		if c, _ := fmt.Sscanf(line, "LOOKUP FAILED %d", &i); c == 1 {
 			if failed++; first == 0 {
 				first = i
+			}
+			if last != i {
+				t.Logf("lookups fail at %s", time.Unix(int64(i), 0).UTC().Format(time.TimeOnly))
 			}
 			last = i
 			continue
