@@ -2,13 +2,16 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
 	"syscall"
 
 	eventsapi "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/runc"
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/task"
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/pkg/shim"
@@ -90,7 +93,11 @@ func (m shimManager) Stop(ctx context.Context, id string) (shim.StopStatus, erro
 	if err != nil {
 		return shim.StopStatus{}, err
 	}
-	oom := oomKills(bundleCgroup(filepath.Join(filepath.Dir(cwd), id))) > 0
+	bundle := filepath.Join(filepath.Dir(cwd), id)
+	oom := oomKills(bundleCgroup(bundle)) > 0
+	if err := rememberRoot(bundle); err != nil {
+		return shim.StopStatus{}, err
+	}
 	st, err := m.Shim.Stop(ctx, id)
 	if err != nil || m.dir == "" || st.Pid == 0 {
 		return st, err
@@ -99,4 +106,23 @@ func (m shimManager) Stop(ctx context.Context, id string) (shim.StopStatus, erro
 		_ = exitRecord{PID: st.Pid, Status: st.ExitStatus, Time: st.ExitedAt, OOM: oom}.write(m.dir, id)
 	}
 	return st, nil
+}
+
+// rememberRoot writes down where the OCI runtime keeps its state, if the shim
+// died before it could. Without that, the state would be looked for, and its
+// folder made, where a containerd of the distribution has it.
+func rememberRoot(bundle string) error {
+	state := filepath.Dir(filepath.Dir(filepath.Dir(bundle)))
+	if filepath.Base(state) != "state" {
+		return nil // not a containerd of ours
+	}
+	opts, err := runc.ReadOptions(bundle)
+	if err != nil || opts != nil {
+		return err
+	}
+	err = runc.WriteOptions(bundle, &options.Options{Root: filepath.Join(filepath.Dir(state), "runc")})
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // there is no bundle, so there is nothing to stop
+	}
+	return err
 }
