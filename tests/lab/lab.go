@@ -40,7 +40,6 @@ type Lab struct {
 	dir    string
 	hosts  []*Host
 	before Census
-	// KeepVolumes lists data folders whose volumes the census overlooks.
 	closed bool
 }
 
