@@ -155,6 +155,8 @@ func (h *Host) Launch() {
 		"--data-dir", h.DataDir, "--run-dir", h.RunDir, "--name", h.Name}, h.args...)
 	h.proc = exec.Command("nsenter", args...)
 	h.proc.Stdout, h.proc.Stderr = log, log
+	// Ctrl-C is for the lab, which then stops its daemons in order.
+	h.proc.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	h.log = log
 	if err := h.proc.Start(); err != nil {
 		h.lab.t.Fatal(err)
