@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -98,6 +97,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.prepare(); err != nil {
 		return fmt.Errorf("prepare containerd: %w", err)
 	}
+	defer d.lastSweep()
 	child, err := d.adopt(ctx)
 	if err != nil {
 		return fmt.Errorf("take over containerd: %w", err)
@@ -139,10 +139,16 @@ func (d *Daemon) Run(ctx context.Context) error {
 }
 
 // watch waits for the end of the child, or for that of ctx: then it ends the
-// child, unless it is to be kept, and done is true.
+// child, unless it is to be kept, and done is true. Meanwhile it sweeps.
 func (d *Daemon) watch(ctx context.Context, child *process) (done bool) {
 	defer child.close()
-	if child.wait(ctx) == nil {
+	sctx, cancel := context.WithCancel(ctx)
+	swept := make(chan struct{})
+	go func() { defer close(swept); d.keepSwept(sctx) }()
+	err := child.wait(ctx)
+	cancel()
+	<-swept
+	if err == nil {
 		return false
 	}
 	if !d.c.KeepChild {
@@ -262,20 +268,12 @@ func (d *Daemon) adopt(ctx context.Context) (*process, error) {
 // findChild looks for a child of ours among all processes.
 func (d *Daemon) findChild() (pid int, birth uint64) {
 	want := "\x00" + daemonVerb + "\x00--config\x00" + d.configFile() + "\x00"
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, 0
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
+	for pid, line := range processes() {
+		if !strings.HasSuffix(line, want) {
 			continue
 		}
-		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err == nil && strings.HasSuffix(string(line), want) {
-			if birth, state, _, ok := procStat(pid); ok && state != 'Z' {
-				return pid, birth
-			}
+		if birth, state, _, ok := procStat(pid); ok && state != 'Z' {
+			return pid, birth
 		}
 	}
 	return 0, 0

@@ -2,8 +2,8 @@
 // agent.Runtime and agent.Execer, and it brings the daemon it talks to.
 //
 // It owns three things. Daemon starts containerd as a child process out of
-// this very program, keeps it running and adopts an orphan of an earlier
-// life. Role holds the hidden roles of the program: containerd itself, the
+// this very program, keeps it running, adopts an orphan of an earlier life and
+// ends shims that containerd has lost sight of. Role holds the hidden roles of the program: containerd itself, the
 // shim that stands between containerd and one container, and the small init.
 // Runtime is the client: images, containers, processes, and the OCI spec of a
 // container, which Spec makes and nothing else.
@@ -18,6 +18,7 @@
 // nobody watched keeps its exit code.
 //
 // Goroutines: Daemon.Run and Runtime.Run run in the caller's; Runtime.Run is
-// only needed for Changed. Pulls run in goroutines of their own, which end
+// only needed for Changed. Daemon.Run looks for lost shims in a goroutine that
+// ends with it. Pulls run in goroutines of their own, which end
 // with the last caller that waits for them.
 package containerd

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -21,6 +24,27 @@ type process struct {
 	file  *os.File // a pidfd
 	// reap collects the status of a process that is our child; else nil.
 	reap func()
+}
+
+// processes yields the PID and the command line of each process, whose
+// arguments end with a zero byte each.
+func processes() iter.Seq2[int, string] {
+	return func(yield func(int, string) bool) {
+		entries, err := os.ReadDir("/proc")
+		if err != nil {
+			return
+		}
+		for _, e := range entries {
+			pid, err := strconv.Atoi(e.Name())
+			if err != nil {
+				continue
+			}
+			line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+			if err == nil && !yield(pid, string(line)) {
+				return
+			}
+		}
+	}
 }
 
 // openProcess returns nil when the process that had pid and was born then is gone.

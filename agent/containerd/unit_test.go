@@ -46,6 +46,25 @@ func TestRole(t *testing.T) {
 	}
 }
 
+func TestShimID(t *testing.T) {
+	const address = "/run/wherry/containerd/containerd.sock"
+	for _, tt := range []struct{ line, want string }{
+		{"/usr/bin/wherry -namespace wherry -id 1-1 -address " + address, "1-1"},
+		{"/run/wherry/containerd/bin/containerd-shim-runc-v2 -namespace wherry -address " + address + " -publish-binary /usr/bin/wherry -id 1-1 start", "1-1"},
+		{"containerd-shim-runc-v2 -namespace wherry -address " + address + " -publish-binary /usr/bin/wherry -id 1-1 -bundle /b -debug delete", "1-1"},
+		{"/usr/bin/wherry -namespace wherry -id 1-1 -address /elsewhere" + address, ""},
+		{"/usr/bin/containerd-shim-runc-v2 -namespace moby -id 1-1 -address " + address, ""},
+		{"/usr/bin/wherry -namespace wherry -address " + address, ""},
+		{"/usr/bin/wherry -namespace wherry -address " + address + " -id", ""},
+		{"/usr/bin/wherry containerd --config /run/wherry/containerd/config.json", ""},
+		{"", ""},
+	} {
+		if got := shimID(strings.ReplaceAll(tt.line, " ", "\x00")+"\x00", address); got != tt.want {
+			t.Errorf("%s: shim of %q, want %q", tt.line, got, tt.want)
+		}
+	}
+}
+
 func TestRefusedByTheDaemon(t *testing.T) {
 	dir := t.TempDir()
 	long := filepath.Join(dir, strings.Repeat("x", MaxRunDir))
