@@ -25,8 +25,8 @@ images: deps
 
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on these'; exit 1; }
-	$(GO) vet -tags $(TAGS),e2e ./...
-	$(GO) run $(STATIC) -tags $(TAGS),e2e ./...
+	$(GO) vet -tags $(TAGS),e2e,soak ./...
+	$(GO) run $(STATIC) -tags $(TAGS),e2e,soak ./...
 	$(GO) mod tidy -diff
 	$(GO) test -count=1 ./tests
 	GOOS=linux GOARCH=arm64 $(GO) build -tags $(TAGS) -o /dev/null ./cmd/wherry
@@ -46,7 +46,7 @@ bench: build images
 	$(E2E) -v -timeout 30m -run '^$$' -bench . -benchtime 1x ./tests/bench
 
 soak: build images
-	$(E2E) -v -timeout 0 -run '$(RUN)' ./tests/soak
+	$(E2E) -tags $(TAGS),soak -v -timeout 0 -run '$(RUN)' ./tests/soak
 
 clean:
 	rm -rf bin build

@@ -1,4 +1,4 @@
-//go:build e2e
+//go:build soak
 
 package soak
 
@@ -31,7 +31,8 @@ func record(t *testing.T, what, span, result string) {
 }
 
 // run runs tests of another package of this module with an environment of
-// their own, and returns what they said.
+// their own, and returns what they said. They get the tags of $TAGS: not ours,
+// which keeps this package out of `make test`.
 func run(t *testing.T, pkg, pattern string, env ...string) string {
 	t.Helper()
 	args := []string{"test", "-count=1", "-v", "-timeout", "0", "-run", pattern}
