@@ -37,6 +37,8 @@ func (w *worker) do(ctx context.Context, a action, in input) error {
 		return w.create(ctx)
 	case actLogs:
 		return w.drainLogs(ctx)
+	case actLease:
+		return w.lease(ctx)
 	case actStart:
 		return w.start(ctx)
 	case actAdopt:
@@ -232,6 +234,35 @@ func (w *worker) drainLogs(ctx context.Context) error {
 	return nil
 }
 
+// errNoLease: the task may not run now.
+var errNoLease = spec.Unavailablef("no lease")
+
+// errRefused: nothing may be started now.
+var errRefused = spec.Unavailablef("another host uses the identity of this node")
+
+// lease gets the task to where it may be started.
+func (w *worker) lease(ctx context.Context) error {
+	m := w.mem
+	if !m.Exclusive { // whoever finds the container has to know
+		m.Exclusive = true
+		if err := w.store(m); err != nil {
+			return err
+		}
+	}
+	cctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := w.a.leases.hold(cctx, w.id)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		m.Status.Reason = err.Error()
+		w.commit(m)
+		return errNoLease
+	}
+	return nil
+}
+
 // start begins an attempt. The intent is on disk before, so that an end that
 // is seen by the next process is known for what it is.
 func (w *worker) start(ctx context.Context) error {
@@ -256,6 +287,12 @@ func (w *worker) start(ctx context.Context) error {
 	}
 	var pid int
 	err := w.startCall(ctx, func(ctx context.Context) (err error) {
+		switch { // it may have been waited long for a turn
+		case w.a.c.Refused():
+			return errRefused
+		case w.tmpl.Exclusive && !w.a.leases.ready(w.id):
+			return errNoLease
+		}
 		pid, err = w.a.c.Runtime.Start(ctx, w.id)
 		return err
 	})
@@ -312,6 +349,10 @@ func (w *worker) adopt(in input) error {
 		m.Attempt = &attempt{Number: m.Status.Started, Started: time.Now()}
 	}
 	w.a.log.Info("found a running container", "task", w.id, "pid", in.run.PID)
+	if w.tmpl != nil && w.tmpl.Exclusive {
+		m.Exclusive = true
+		w.a.leases.want(w.id)
+	}
 	if !w.wanted || w.tmpl == nil { // it is about to be stopped
 		a := *m.Attempt
 		a.PID = in.run.PID
@@ -347,6 +388,9 @@ func (w *worker) ended(ctx context.Context, in input) error {
 	if e.at.IsZero() {
 		e.at = time.Now()
 	}
+	if w.mem.Exclusive && e.code == 128+sigKill && !e.oom && w.mem.StopSent.IsZero() && w.a.leases.over(w.id, e.at) {
+		e.unleased, e.err = true, "its lease was over: no manager answered in time"
+	}
 	if e.failed() {
 		e.log = lastLog(ctx, w.mem.Sink, LogDir(w.a.c.DataDir, w.id))
 		if ctx.Err() != nil {
@@ -361,6 +405,9 @@ func (w *worker) ended(ctx context.Context, in input) error {
 	m := w.mem
 	if in.run.State == RunStopped {
 		m.LastEnded = in.run.Ended
+		if m.Status.State.Before(spec.TaskRunning) { // it has run, whoever remembers
+			m.setState(spec.TaskRunning, time.Now())
+		}
 	}
 	m = endAttempt(m, e, halted, policy, time.Now())
 	w.a.log.Info("attempt ended", "task", w.id, "code", e.code, "reason", m.Status.Reason)
@@ -424,6 +471,9 @@ func (w *worker) finish(ctx context.Context) error {
 	defer cancel()
 	if err := w.a.sinks.drop(cctx, w.id); err != nil {
 		w.a.log.Warn("log keeper not told of the end of a task", "task", w.id, "err", err)
+	}
+	if err := w.a.leases.drop(cctx, w.id); err != nil {
+		w.a.log.Warn("keeper not told of the end of an exclusive task", "task", w.id, "err", err)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()

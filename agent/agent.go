@@ -178,3 +178,11 @@ type Manager interface {
 	// Content fetches the bytes of a content.
 	Content(ctx context.Context, id spec.ContentID) ([]byte, error)
 }
+
+// Leases ends exclusive tasks whose lease is over, whatever becomes of this
+// process; the keeper implements it.
+type Leases interface {
+	// SetLeases replaces the whole list of leases. Before a task is taken off
+	// the list, its processes must have ended.
+	SetLeases(ctx context.Context, leases []spec.TaskLease) error
+}

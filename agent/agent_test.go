@@ -23,16 +23,18 @@ const task = spec.TaskID("1-1")
 
 // node is one host with its folders; agents come and go on it.
 type node struct {
-	t        *testing.T
-	host     *agenttest.Host
-	data     string
-	run      string
-	wanted   spec.Wanted
-	template spec.Template
-	mu       sync.Mutex // held while wanted is told, or the agent exchanged
-	a        *agent.Agent
-	stop     func()
-	hook     atomic.Pointer[func(ctx context.Context, op string, t spec.TaskID) error]
+	t         *testing.T
+	host      *agenttest.Host
+	data      string
+	run       string
+	wanted    spec.Wanted
+	template  spec.Template
+	mu        sync.Mutex // held while wanted is told, or the agent exchanged
+	a         *agent.Agent
+	stop      func()
+	configure func(c *agent.Config) // of the next agent; nil leaves it
+	clock     func() time.Duration  // of leases, of the next agent; nil leaves it
+	hook      atomic.Pointer[func(ctx context.Context, op string, t spec.TaskID) error]
 }
 
 // before sets what is called at the beginning of each call to the host.
@@ -80,11 +82,18 @@ func (n *node) want(desired spec.TaskDesired) {
 
 // agent starts an agent on the node.
 func (n *node) agent() {
-	n.a = agent.New(agent.Config{
+	c := agent.Config{
 		DataDir: n.data, RunDir: n.run, Node: "n1", NodeName: "alpha",
 		Images: n.host, Runtime: n.host, Execer: n.host, Network: n.host, Logs: n.host, Manager: n.host,
 		Wake: n.host.Wake,
-	})
+	}
+	if n.configure != nil {
+		n.configure(&c)
+	}
+	n.a = agent.New(c)
+	if n.clock != nil {
+		agent.SetClock(n.a, n.clock)
+	}
 	n.start()
 }
 
@@ -448,4 +457,10 @@ func TestRestoredStateIsToldAgain(t *testing.T) {
 			t.Errorf("reports: %+v", h[before:])
 		}
 	})
+}
+
+// alsoConfigure adds to the configuration of the next agent.
+func (n *node) alsoConfigure(f func(c *agent.Config)) {
+	first := n.configure
+	n.configure = func(c *agent.Config) { first(c); f(c) }
 }

@@ -18,7 +18,7 @@ type Config struct {
 	// DataDir holds what lives as long as the node, RunDir what lives as long
 	// as its boot. Both are absolute, exist already, and are the agent's in the
 	// parts that it uses: in DataDir wanted.json, tasks, volumes, anon,
-	// contents and logs; in RunDir tasks. It also reads the names in
+	// contents and logs; in RunDir tasks and lease.json. It also reads the names in
 	// RunDir/netns, to detach what no task needs.
 	DataDir string
 	RunDir  string
@@ -45,6 +45,27 @@ type Config struct {
 	// which should have a capacity of one, says so. nil: ports are not reported.
 	Ports        func() (ports []spec.PortStatus, known bool)
 	PortsChanged <-chan struct{}
+	// Identity tells what a node info says of the node's certificate and of the
+	// entries it understands. It is asked at the start and whenever InfoChanged,
+	// which should have a capacity of one, says so. nil leaves them empty.
+	Identity    func() (issuer, trusts string, format int)
+	InfoChanged <-chan struct{}
+	// Settle is how long after the start of Run no process is started on the
+	// word of the stored document alone: a manager may know better. The first
+	// document that is told ends it. 10 s when 0.
+	Settle time.Duration
+	// Refused reports whether the managers say that another host has this node's
+	// identity: nothing is started then, whoever wants it. nil: never.
+	Refused func() bool
+	// Lease asks the managers for a lease, by which exclusive tasks may run for
+	// that long from the moment of asking. Leases has it enforced, by the cgroup
+	// that Cgroup names, a path below the root of every hierarchy. Without any of
+	// the three, exclusive tasks are not started.
+	Lease  func(ctx context.Context) (time.Duration, error)
+	Leases Leases
+	Cgroup func(t spec.TaskID) string
+	// PurgeImages removes all images of the node, for Leave; nil: there are none.
+	PurgeImages func(ctx context.Context) error
 	// Resync is how often everything is looked at without a reason; 10 s when 0.
 	Resync time.Duration
 	// Logger; nil discards.
@@ -58,6 +79,8 @@ type Agent struct {
 	log    *slog.Logger
 	report *reporter
 	sinks  *sinkList
+	leases *leaseList
+	order  order
 	vols   *volumes
 	blobs  *contents
 
@@ -77,6 +100,9 @@ type Agent struct {
 	workers map[spec.TaskID]*worker    // :: every task wanted or remembered
 	busy    map[string]bool            // :: background removal under way
 	volGone map[spec.VolumeID]struct{} // instances whose absence was reported
+	heard   bool                       // wanted is not only from the disk
+	stuck   map[spec.TaskID]bool       // :: exclusive tasks whose end hung when the last process ended
+	leaving bool                       // by Leave: nothing is wanted any more
 
 	// effect, for tests, is told of every change made to a file.
 	effect func(op string)
@@ -86,6 +112,12 @@ type Agent struct {
 func New(c Config) *Agent {
 	if c.Resync <= 0 {
 		c.Resync = 10 * time.Second
+	}
+	if c.Settle == 0 {
+		c.Settle = defaultSettle
+	}
+	if c.Refused == nil {
+		c.Refused = func() bool { return false }
 	}
 	if c.NodeName == "" {
 		c.NodeName = string(c.Node)
@@ -104,6 +136,9 @@ func New(c Config) *Agent {
 	a.effect = func(string) {}
 	a.report = newReporter(c.Node, c.Manager, c.Logger)
 	a.sinks = newSinkList(c.Logs)
+	a.leases = newLeaseList(c)
+	a.leases.changed = a.wakeAll
+	a.leases.overdue = a.overdue
 	a.vols = newVolumes(filepath.Join(c.DataDir, "volumes"), func(op string) { a.effect(op) })
 	a.blobs = newContents(filepath.Join(c.DataDir, "contents"), c.Manager.Content, func(op string) { a.effect(op) })
 	return a

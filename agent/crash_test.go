@@ -67,8 +67,11 @@ func (n *node) life(first *crasher) (end func()) {
 		n.a = agent.New(agent.Config{
 			DataDir: n.data, RunDir: n.run, Node: "n1",
 			Images: n.host, Runtime: n.host, Execer: n.host, Network: n.host, Logs: n.host, Manager: n.host,
-			Wake: n.host.Wake,
+			Wake: n.host.Wake, Leases: n.host,
+			Lease:  func(context.Context) (time.Duration, error) { return 15 * time.Second, nil },
+			Cgroup: func(t spec.TaskID) string { return "/wherry-n1/" + string(t) },
 		})
+		agent.SetClock(n.a, n.clock)
 		agent.OnFile(n.a, c.effect)
 		ctx, stop := context.WithCancel(context.Background())
 		done := make(chan struct{})
@@ -104,10 +107,14 @@ func (n *node) life(first *crasher) (end func()) {
 }
 
 // crashStory is the life of one task: made, ended by itself after 3 s, started
-// again, stopped after 40 s and forgotten.
+// again, stopped after 40 s and forgotten. It is exclusive, which adds the steps
+// of the lease to those of any other task.
 func crashStory(t *testing.T, left int) (effects int) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t, "first sleep 3; first echo bye; first exit 5; "+forever)
+		n.template.Exclusive = true
+		boot := time.Now()
+		n.clock = func() time.Duration { return time.Since(boot) + time.Hour }
 		seed, err := spec.PackContent([]spec.ContentFile{{Path: "seed.txt", Mode: 0o644, Data: []byte("seed")}})
 		if err != nil {
 			t.Fatal(err)
@@ -171,6 +178,9 @@ func crashStory(t *testing.T, left int) (effects int) {
 			t.Errorf("%d starts at the end, want 2", got)
 		}
 		n.empty()
+		if l := n.host.Leases(); len(l) > 0 {
+			t.Errorf("leases left: %+v", l)
+		}
 		end()
 		n.check()
 		effects = c.count
@@ -235,7 +245,7 @@ func TestAdoption(t *testing.T) {
 				tt.meanwhile(n)
 				settle(time.Minute)
 				n.agent() // without a word of the managers
-				settle(10 * time.Second)
+				settle(20 * time.Second)
 				s := n.status()
 				if s.State != spec.TaskRunning || n.host.Starts(task) != tt.starts || s.Started != tt.starts {
 					t.Errorf("%d starts, status %+v", n.host.Starts(task), s)

@@ -41,8 +41,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.report.nodeInfo(info)
+	a.background.Go(func() { a.watchInfo(ctx, info) })
 	a.background.Go(func() { a.report.run(ctx) })
+	a.background.Go(func() { a.leases.run(ctx) })
 	a.background.Go(func() { a.refreshSinks(ctx) })
 	if a.c.Ports != nil {
 		a.background.Go(func() { a.watchPorts(ctx) })
@@ -88,10 +89,14 @@ func (a *Agent) restore(file *wantedFile) (map[spec.TaskID]memory, error) {
 		a.log.Error("go on without wanted state", "err", err)
 	}
 	a.mu.Lock()
-	if a.wanted == nil || w != nil && a.wanted.Clock.Before(w.Clock) {
-		a.wanted = w
+	stored := w != nil && (a.wanted == nil || a.wanted.Clock.Before(w.Clock))
+	if stored { // what was told before Run, if anything, came from a manager that is behind
+		a.wanted, a.heard = w, false
 	}
 	a.mu.Unlock()
+	if stored {
+		a.order.begin(time.Now().Add(a.c.Settle))
+	}
 	list, broken, err := loadMemories(a.c.DataDir)
 	if err != nil {
 		return nil, err
@@ -105,14 +110,24 @@ func (a *Agent) restore(file *wantedFile) (map[spec.TaskID]memory, error) {
 		}
 	}
 	memories := map[spec.TaskID]memory{}
+	var exclusive []spec.TaskID
+	stuck := map[spec.TaskID]bool{}
 	for _, m := range list {
 		memories[m.Task] = m
+		if m.Exclusive && !m.Status.State.Terminal() {
+			exclusive = append(exclusive, m.Task)
+			stuck[m.Task] = m.graceOver(m.StopSent, time.Now())
+		}
 		if m.Sink != nil && !m.Status.State.Terminal() {
 			if _, err := os.Stat(m.Sink.Stdout); err == nil {
 				a.sinks.want(*m.Sink)
 			}
 		}
 	}
+	a.mu.Lock()
+	a.stuck = stuck
+	a.mu.Unlock()
+	a.leases.restore(exclusive)
 	a.tidy.Store(true)
 	return memories, nil
 }
@@ -150,7 +165,7 @@ type pass struct {
 // for no such time.
 func (p *pass) run(ctx context.Context) time.Duration {
 	a := p.a
-	w := a.current()
+	w, heard := a.current()
 	if w == nil {
 		return 0 // what runs goes on until somebody says what is wanted
 	}
@@ -163,6 +178,10 @@ func (p *pass) run(ctx context.Context) time.Duration {
 	if w != p.given || before != p.file.err {
 		a.effect("wanted")
 		p.dispatch(ctx, w)
+	}
+	// Only now: all have their new orders.
+	if heard && a.order.heard() {
+		a.wakeAll()
 	}
 	begin := a.ticket.Add(1)
 	lctx, cancel := context.WithTimeout(ctx, lookTimeout)
@@ -197,6 +216,7 @@ func (p *pass) run(ctx context.Context) time.Duration {
 // they are no longer wanted.
 func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 	a := p.a
+	p.orderStops(w)
 	wanted := map[spec.TaskID]bool{}
 	for i := range w.Tasks {
 		t := &w.Tasks[i]
@@ -264,6 +284,7 @@ func (a *Agent) removeWorker(id spec.TaskID) {
 	a.mu.Lock()
 	delete(a.workers, id)
 	a.mu.Unlock()
+	a.stopTold(id)
 	a.tidy.Store(true)
 	poke(a.look)
 }

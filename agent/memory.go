@@ -31,6 +31,8 @@ type memory struct {
 	// before the task is over.
 	Volumes  []spec.VolumeID  `json:"volumes,omitempty"`
 	Contents []spec.ContentID `json:"contents,omitempty"`
+	// Exclusive tasks run only while the node has a lease.
+	Exclusive bool `json:"exclusive,omitempty"`
 	// Attempt is the present one: about to be started, or running.
 	Attempt *attempt `json:"attempt,omitempty"`
 	// LastEnded is the runtime's time of the last end that was taken note of.
@@ -74,6 +76,16 @@ func (m *memory) setState(s spec.TaskState, now time.Time) {
 	if m.Status.State != s {
 		m.Status.State, m.Status.Since = s, now
 	}
+}
+
+// graceOver reports whether a stop at a time, zero for none, was more than the
+// grace ago.
+func (m *memory) graceOver(at, now time.Time) bool {
+	grace := m.Stop.Grace.D()
+	if grace <= 0 {
+		grace = defaultGrace
+	}
+	return !at.IsZero() && now.Sub(at) > grace
 }
 
 // end gives m its outcome, unless it has one.

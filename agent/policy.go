@@ -29,6 +29,8 @@ type ending struct {
 	oom  bool
 	err  string // why it could not be started, or was ended by us
 	log  []string
+	// unleased: the node's lease was over.
+	unleased bool
 }
 
 func (e ending) failed() bool { return e.code != 0 || e.err != "" }
@@ -81,7 +83,7 @@ func endAttempt(m memory, e ending, halted bool, p spec.Restart, now time.Time) 
 		m.Restarts, m.Streak = 0, 0
 	}
 	m.Failures = slices.DeleteFunc(slices.Clone(m.Failures), func(t time.Time) bool { return now.Sub(t) >= failureSpan })
-	if e.failed() && !halted {
+	if e.failed() && !halted && !e.unleased {
 		m.Failures = append(m.Failures, now)
 	}
 
@@ -94,6 +96,8 @@ func endAttempt(m memory, e ending, halted bool, p spec.Restart, now time.Time) 
 		m.end(spec.TaskStopped, "")
 	case halted:
 		m.end(over, "")
+	case e.unleased: // no fault of the task: it goes on when there is a lease
+		m.Status.Reason, m.Status.Health = waitsForLease, spec.HealthStarting
 	case p.Condition == spec.RestartNone,
 		p.Condition == spec.RestartOnFailure && !e.failed():
 		m.end(over, onlyFailure(e, failure))

@@ -125,6 +125,21 @@ func (r *reporter) putBack(p spec.Report) {
 	}
 }
 
+// watchInfo reports what the node is, now and whenever its identity changes.
+func (a *Agent) watchInfo(ctx context.Context, info spec.NodeInfo) {
+	for {
+		if a.c.Identity != nil {
+			info.Issuer, info.Trusts, info.Format = a.c.Identity()
+		}
+		a.report.nodeInfo(info)
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.c.InfoChanged:
+		}
+	}
+}
+
 // watchPorts gives the ports to the reporter now and at every change.
 func (a *Agent) watchPorts(ctx context.Context) {
 	for {

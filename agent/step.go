@@ -17,6 +17,7 @@ const (
 	actAttach action = "attach" // the network side
 	actCreate action = "create" // the container
 	actLogs   action = "logs"   // let the output be drained
+	actLease  action = "lease"  // by which an exclusive task may run
 	actStart  action = "start"  // the process
 	actAdopt  action = "adopt"  // take note of a process that runs already
 	actEnded  action = "ended"  // take note of the end of a process
@@ -58,6 +59,13 @@ type input struct {
 	// retry holds, per action that failed, the time before which it is not to
 	// be tried again. // :: action → time
 	retry map[action]time.Time
+	// hold is the time before which nothing is started; zero for none.
+	hold time.Time
+	// exclusive tasks need a lease; leased: there is one, for long enough to
+	// start by it. leaseEnd is when a running one must have ended; zero when
+	// nobody knows.
+	exclusive, leased bool
+	leaseEnd          time.Time
 }
 
 // decision is the outcome of step. With actWait, until is the time at which
@@ -69,6 +77,15 @@ type decision struct {
 
 // step decides the one next thing to do for a task. It is pure.
 func step(in input, now time.Time) decision {
+	d := in.step(now)
+	// Whatever is waited for, the end of the lease is not slept through.
+	if d.act == actWait && in.run.State == RunRunning && now.Before(in.leaseEnd) && (d.until.IsZero() || in.leaseEnd.Before(d.until)) {
+		d.until = in.leaseEnd
+	}
+	return d
+}
+
+func (in *input) step(now time.Time) decision {
 	m := &in.mem
 	switch {
 	case !in.known:
@@ -85,6 +102,8 @@ func step(in input, now time.Time) decision {
 		return decision{act: actEnded}
 	case in.run.State == RunRunning && (m.Attempt == nil || m.Attempt.PID != in.run.PID):
 		return decision{act: actAdopt}
+	case in.run.State == RunRunning && !in.leaseEnd.IsZero() && !now.Before(in.leaseEnd):
+		return in.kill(now)
 	case in.ending():
 		return in.stepEnding(now)
 	case in.run.State == RunRunning:
@@ -150,7 +169,12 @@ func (in *input) terminate(now time.Time) decision {
 	if t := m.StopSent.Add(m.Stop.Grace.D()); now.Before(t) {
 		return decision{actWait, t}
 	}
-	if t := m.KillSent.Add(killAgain); !m.KillSent.IsZero() && now.Before(t) {
+	return in.kill(now)
+}
+
+// kill sends SIGKILL, and again when the process takes no notice.
+func (in *input) kill(now time.Time) decision {
+	if t := in.mem.KillSent.Add(killAgain); !in.mem.KillSent.IsZero() && now.Before(t) {
 		return decision{actWait, t}
 	}
 	return in.try(actKill, now)
@@ -186,6 +210,9 @@ func (in *input) stepStarting(now time.Time) decision {
 	if now.Before(m.Status.NextStart) {
 		return decision{actWait, m.Status.NextStart}
 	}
+	if now.Before(in.hold) {
+		return decision{actWait, in.hold}
+	}
 	switch {
 	case !in.image && (m.Image == nil || in.run.State == ""):
 		return in.try(actImage, now)
@@ -197,6 +224,8 @@ func (in *input) stepStarting(now time.Time) decision {
 		return in.try(actCreate, now)
 	case !in.logs:
 		return in.try(actLogs, now)
+	case in.exclusive && !in.leased:
+		return in.try(actLease, now)
 	default:
 		return in.try(actStart, now)
 	}

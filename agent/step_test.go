@@ -61,7 +61,22 @@ func TestStep(t *testing.T) {
 		{"back-off", input{known: true, wanted: true, desired: run, run: stopped,
 			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning, NextStart: at(4)}}}, decision{actWait, at(4)}},
 
+		{"held", input{known: true, wanted: true, desired: run, hold: at(3)}, decision{actWait, at(3)}},
+		{"held no longer", input{known: true, wanted: true, desired: run, hold: t0}, decision{act: actImage}},
+		{"held, but stopping", input{known: true, wanted: true, desired: stop, mem: alive(), run: running, hold: at(3)}, decision{act: actSignal}},
+		{"no lease", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true, logs: true, run: created, exclusive: true}, decision{act: actLease}},
+		{"no lease yet", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true, logs: true, run: created, exclusive: true,
+			retry: map[action]time.Time{actLease: at(1)}}, decision{actWait, at(1)}},
+		{"a lease", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true, logs: true, run: created, exclusive: true, leased: true}, decision{act: actStart}},
+
 		// Running.
+		{"lease", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, exclusive: true, leaseEnd: at(9)}, decision{actWait, at(9)}},
+		{"lease, probe sooner", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, exclusive: true, leaseEnd: at(30), check: check}, decision{actWait, at(20)}},
+		{"lease over", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, exclusive: true, leaseEnd: t0}, decision{act: actKill}},
+		{"lease over within the grace", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running, signalled: true, exclusive: true, leaseEnd: t0}, decision{act: actKill}},
+		{"grace beyond the lease", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running, signalled: true, exclusive: true, leaseEnd: at(3)}, decision{actWait, at(3)}},
+		{"lease over, killed", input{known: true, wanted: true, desired: run, mem: func() memory { m := alive(); m.KillSent = at(-1); return m }(), run: running, exclusive: true, leaseEnd: at(-1)}, decision{actWait, at(1)}},
+		{"lease over, not adopted yet", input{known: true, wanted: true, desired: run, run: running, exclusive: true, leaseEnd: at(-1)}, decision{act: actAdopt}},
 		{"running", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true}, decision{act: actWait}},
 		{"running, network not sure", input{known: true, wanted: true, desired: run, mem: alive(), run: running}, decision{act: actAttach}},
 		{"running, network failing", input{known: true, wanted: true, desired: run, mem: alive(), run: running, retry: map[action]time.Time{actAttach: at(2)}}, decision{actWait, at(2)}},

@@ -22,18 +22,25 @@ func (a *Agent) Set(w spec.Wanted) {
 		return
 	}
 	a.mu.Lock()
-	if a.wanted == nil || !w.Clock.Before(a.wanted.Clock) {
-		a.wanted = &w
+	if a.leaving {
+		a.mu.Unlock()
+		return
+	}
+	// A manager that is behind does not know better than the stored document.
+	news := a.wanted == nil || !w.Clock.Before(a.wanted.Clock)
+	if news {
+		a.wanted, a.heard = &w, true
 	}
 	a.mu.Unlock()
 	a.tidy.Store(true)
 	poke(a.look)
 }
 
-func (a *Agent) current() *spec.Wanted {
+// current is the newest document, and whether it is of this life of the agent.
+func (a *Agent) current() (w *spec.Wanted, heard bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.wanted
+	return a.wanted, a.heard
 }
 
 // wantedFile keeps the last document on disk, so that a node goes on without

@@ -29,6 +29,7 @@ type worker struct {
 	probe     *probeNews
 	interrupt context.CancelFunc // ends a preparatory action that is not wanted any more
 	told      bool               // false: report the status whether or not it changed
+	stopSaid  time.Time          // since when the orders say stop; zero when they do not
 	// mem is written by the goroutine, under mu, since others read it.
 	mem memory
 
@@ -66,6 +67,11 @@ type orders struct {
 // halting reports whether the orders are anything but to run.
 func (o orders) halting() bool { return !o.wanted || o.task.Desired != spec.DesiredRunning }
 
+// stopping reports whether the orders are to end at once.
+func (o orders) stopping() bool {
+	return !o.wanted || o.task.Desired == spec.DesiredStopped || o.task.Desired == spec.DesiredRemoved
+}
+
 // probeNews is the result of a probe of one attempt.
 type probeNews struct {
 	attempt int
@@ -85,6 +91,12 @@ func (w *worker) update(t *spec.Task, tmpl *spec.Template, vols []spec.Volume, u
 	w.mu.Lock()
 	if w.said.wanted = t != nil; t != nil {
 		w.said = orders{true, t, tmpl, vols, unstored}
+	}
+	switch {
+	case !w.said.stopping():
+		w.stopSaid = time.Time{}
+	case w.stopSaid.IsZero():
+		w.stopSaid = time.Now()
 	}
 	if w.interrupt != nil && w.said.halting() {
 		w.interrupt()
@@ -124,10 +136,36 @@ func (w *worker) tellAgain() {
 	poke(w.wake)
 }
 
+// memory returns the task's memory, which must not be changed.
+func (w *worker) memory() memory {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mem
+}
+
 func (w *worker) over() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.mem.Status.State.Terminal()
+}
+
+// overdue reports whether the task should have ended by now: it is not wanted
+// any more, or was to stop more than its grace ago, whatever became of that. A
+// worker that has no orders yet knows only of a stop that was sent.
+func (w *worker) overdue(now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.said.wanted && !w.stopSaid.IsZero() || w.mem.graceOver(w.stopSaid, now) || w.mem.graceOver(w.mem.StopSent, now)
+}
+
+// overdue reports whether a task should have ended by now.
+func (a *Agent) overdue(t spec.TaskID) bool {
+	if w := a.worker(t); w != nil {
+		return w.overdue(time.Now())
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stuck[t] // nobody has looked at it yet
 }
 
 // usedVolumes are those that must not be removed for the task's sake.
@@ -161,6 +199,9 @@ func (w *worker) loop(ctx context.Context) {
 	for ctx.Err() == nil {
 		in := w.observe()
 		d := step(in, time.Now())
+		if in.known && d.act != actAdopt && d.act != actSignal {
+			w.a.stopTold(w.id)
+		}
 		switch d.act {
 		case actWait:
 			w.wait(ctx, in.known, d.until)
@@ -206,6 +247,18 @@ func (w *worker) observe() input {
 		wanted: w.wanted, mem: w.mem, run: w.run, known: w.known, fresh: w.fresh,
 		image: w.image, mounts: w.prep != nil, network: w.net, logs: w.logs, detached: w.detach,
 		probing: w.cancel != nil, signalled: w.signalled, retry: w.retry,
+	}
+	if w.a.c.Refused() {
+		w.a.order.refused(time.Now(), w.a.c.Settle)
+	}
+	in.hold = w.a.order.hold()
+	if in.exclusive = w.mem.Exclusive || w.tmpl != nil && w.tmpl.Exclusive; in.exclusive {
+		if left, known := w.a.leases.left(w.id); known {
+			in.leaseEnd = time.Now().Add(left)
+		}
+		if in.leased = w.a.leases.ready(w.id); in.leased {
+			delete(w.retry, actLease)
+		}
 	}
 	if w.task != nil {
 		in.desired = w.task.Desired
@@ -356,6 +409,9 @@ func (w *worker) settle(a action, err error) {
 		delete(w.retry, a)
 		return
 	case errors.Is(err, errInterrupted):
+		return
+	case errors.Is(err, errNoLease): // the reason is told, and does not change
+		w.retry[a] = time.Now().Add(leaseRetry)
 		return
 	}
 	base, limit := retryBase, retryLimit

@@ -1,10 +1,14 @@
 package reconciler
 
 import (
+	"cmp"
 	"slices"
 
 	"wherry.dev/spec"
 )
+
+// hold says what the next task of a place waits for, or "".
+func (s *pass) hold(pl *place) string { return cmp.Or(s.gate(pl), s.mayRunAt(pl)) }
 
 // gate says what the first start at a place waits for, or "". A place that has
 // run before does not wait again: a dependency that fails later must not keep

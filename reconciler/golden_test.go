@@ -33,6 +33,9 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //	report TASK STATE [health|REASON]    TASK is a name or an ID
 //	crash TASK N                it runs again after N attempts that failed
 //	drain|pause|activate|down|up NODE
+//	drain NODE stop-pinned | remove NODE [force] | leftovers NODE
+//	forget VOLUME…
+//	lead                        a new leader begins to lead now
 //	wait DURATION
 //	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | tasks
 func TestGolden(t *testing.T) {
@@ -89,13 +92,14 @@ type cluster struct {
 	t     testing.TB
 	store *store.Store
 	now   time.Time
+	since time.Time // the leader's
 	files map[string][]byte
 	out   strings.Builder
 }
 
 func newCluster(t testing.TB) *cluster {
 	c := &cluster{t: t, store: store.New(), now: time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC), files: map[string][]byte{}}
-	c.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "test", Incarnation: 1}})
+	c.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "test", Incarnation: 1, Format: store.Format}})
 	return c
 }
 
@@ -172,7 +176,21 @@ func (c *cluster) do(line string) {
 		c.crash(f[1], n)
 	case "drain", "pause", "activate":
 		a := map[string]spec.Availability{"drain": spec.NodeDrain, "pause": spec.NodePaused, "activate": spec.NodeActive}[f[0]]
-		c.must(store.Command{SetNode: &store.SetNode{ID: nodeID(f[1]), Availability: &a}})
+		c.must(store.Command{SetNode: &store.SetNode{ID: nodeID(f[1]), Availability: &a, StopPinned: len(f) > 2}})
+	case "remove":
+		if res := c.apply(store.Command{RemoveNode: &store.RemoveNode{ID: nodeID(f[1]), Force: len(f) > 2}}); res.Err != nil {
+			c.printf("error: %v\n", res.Err)
+		}
+	case "forget": // the volume
+		if res := c.apply(store.Command{RemoveVolumes: &store.RemoveVolumes{Names: f[1:]}}); res.Err != nil {
+			c.printf("error: %v\n", res.Err)
+		}
+	case "lead":
+		c.since = c.now
+	case "leftovers":
+		for _, l := range Leftovers(c.store.Snapshot(), nodeID(f[1]), c.now) {
+			c.printf("  %s pinned=%t: %s\n", l.Name, l.Pinned, l.Reason)
+		}
 	case "down", "up":
 		s := map[string]spec.NodeState{"down": spec.NodeDown, "up": spec.NodeReady}[f[0]]
 		c.must(store.Command{SetNodeState: &store.SetNodeState{ID: nodeID(f[1]), State: s}})
@@ -234,7 +252,7 @@ func (c *cluster) write(f []string) store.Command {
 // plan makes a plan, prints it, applies it, and demands that this was all.
 func (c *cluster) plan() spec.Plan {
 	c.t.Helper()
-	p := Plan(c.store.Snapshot(), c.now)
+	p := PlanSince(c.store.Snapshot(), c.now, c.since)
 	c.printPlan(&p)
 	if p.Empty() {
 		return p
@@ -245,7 +263,7 @@ func (c *cluster) plan() spec.Plan {
 			c.t.Errorf("part %s: %v", p.Parts[i].Key, err)
 		}
 	}
-	if again := Plan(c.store.Snapshot(), c.now); !again.Empty() {
+	if again := PlanSince(c.store.Snapshot(), c.now, c.since); !again.Empty() {
 		c.out.WriteString("a second plan is not empty:\n")
 		c.printPlan(&again)
 		c.t.Errorf("a second plan is not empty:\n%s", c.out.String())

@@ -23,8 +23,10 @@ type Proposer interface {
 type Config struct {
 	Store    *store.Store
 	Proposer Proposer
-	// Now is the clock; nil is time.Now.
+	// Now is the clock; nil is time.Now. It may be set at any time.
 	Now func() time.Time
+	// Elapsed is a clock that nobody sets; nil is the time since the loop was made.
+	Elapsed func() time.Duration
 	// Logger; nil discards.
 	Logger *slog.Logger
 }
@@ -50,6 +52,10 @@ func NewLoop(c Config) *Loop {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Elapsed == nil {
+		start := time.Now()
+		c.Elapsed = func() time.Duration { return time.Since(start) }
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -62,10 +68,13 @@ func NewLoop(c Config) *Loop {
 // harm. No Loop may run twice at the same time.
 func (l *Loop) Run(ctx context.Context, epoch uint64) error {
 	var retry time.Duration
+	seen := sightings{since: l.Elapsed()}
 	for ctx.Err() == nil {
 		changed := l.Store.Watch() // before the snapshot: what comes after it wakes us
-		now := l.Now()
-		plan := Plan(l.Store.Snapshot(), now)
+		snap := l.Store.Snapshot()
+		now, elapsed := l.Now(), l.Elapsed()
+		seen.look(snap, elapsed)
+		plan := PlanSeen(snap, now, seen.at(now, elapsed))
 		ok := l.propose(ctx, epoch, now, &plan)
 		if !ok {
 			retry = min(max(2*retry, firstRetry), lastRetry)
@@ -83,6 +92,59 @@ func (l *Loop) Run(ctx context.Context, epoch uint64) error {
 		}
 	}
 	return nil
+}
+
+// sightings are since when a loop has seen what the state says, by its own
+// clock.
+type sightings struct {
+	since time.Duration
+	down  map[downNode]time.Duration
+	lost  map[spec.TaskID]time.Duration
+}
+
+// downNode is one time that a node is down: one that was back meanwhile may have
+// got a lease then.
+type downNode struct {
+	id    spec.NodeID
+	since int64 // DownSince, in nanoseconds
+}
+
+// look takes note of what is new in a state, and forgets what is over.
+func (o *sightings) look(s *store.Snapshot, elapsed time.Duration) {
+	down, lost := map[downNode]time.Duration{}, map[spec.TaskID]time.Duration{}
+	for _, n := range s.Nodes() {
+		if n.State == spec.NodeDown {
+			see(down, o.down, downNode{n.ID, n.DownSince.UnixNano()}, elapsed)
+		}
+	}
+	for _, t := range s.Tasks() {
+		if t.Status.State == spec.TaskLost {
+			see(lost, o.lost, t.ID, elapsed)
+		}
+	}
+	o.down, o.lost = down, lost
+}
+
+// see enters key with the time at which it was seen first.
+func see[K comparable](into, old map[K]time.Duration, key K, elapsed time.Duration) {
+	at, ok := old[key]
+	if !ok {
+		at = elapsed
+	}
+	into[key] = at
+}
+
+// at tells the sightings by the clock of now, whatever it has been set to.
+func (o *sightings) at(now time.Time, elapsed time.Duration) Seen {
+	moment := func(d time.Duration) time.Time { return now.Round(0).Add(d - elapsed) }
+	seen := Seen{Since: moment(o.since), Down: map[spec.NodeID]time.Time{}, Lost: map[spec.TaskID]time.Time{}}
+	for n, d := range o.down {
+		seen.Down[n.id] = moment(d)
+	}
+	for t, d := range o.lost {
+		seen.Lost[t] = moment(d)
+	}
+	return seen
 }
 
 // wait returns after d, when ctx ends, or when changed is closed, which it

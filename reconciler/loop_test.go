@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -128,6 +129,81 @@ func TestLoopRetries(t *testing.T) {
 			t.Errorf("%d tasks, want 1", got)
 		}
 	})
+}
+
+// TestLoopClockSet: an exclusive task is not replaced early because somebody
+// sets the leader's clock, and a node that is down again counts from then.
+func TestLoopClockSet(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		again bool // the node is back for a moment, and down again
+		gone  bool // the node is removed
+		wait  time.Duration
+	}{
+		{"down", false, false, 0},
+		{"down again", true, false, 15 * time.Second},
+		{"removed", false, true, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t)
+				var step atomic.Int64
+				clock := func() time.Time { return time.Now().Round(0).Add(time.Duration(step.Load())) }
+				do := func(line string) {
+					c.now = clock()
+					c.do(line)
+				}
+				c.files["db"] = []byte(`{"name": "shop", "services": {"db": {"mode": "replicated", "template": {"image": "db:1", "exclusive": true, "stop_grace": "10s", "restart": {"condition": "any"}}}}}`)
+				do("node n1")
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error)
+				l := &log{store: c.store}
+				go func() { done <- NewLoop(Config{Store: c.store, Proposer: l, Now: clock}).Run(ctx, 1) }()
+				do("put db")
+				time.Sleep(time.Minute)
+				do("node n2")
+				for _, x := range c.store.Snapshot().Tasks() {
+					c.now = clock()
+					c.tell(x, spec.TaskStatus{State: spec.TaskRunning})
+				}
+				live := func() int {
+					n := 0
+					for _, x := range c.store.Snapshot().Tasks() {
+						if x.Node == nodeID("n2") && !x.Status.State.Terminal() {
+							n++
+						}
+					}
+					return n
+				}
+				if tt.gone {
+					do("remove n1 force")
+				} else {
+					do("down n1")
+				}
+				time.Sleep(tt.wait)
+				if tt.again {
+					// Both are between two looks, and the clock goes back to what it was.
+					do("up n1")
+					c.now = c.now.Add(time.Nanosecond)
+					c.do("down n1")
+				}
+				step.Store(int64(time.Hour))
+				do("node n3") // the loop looks at once
+				time.Sleep(LeaseWait - time.Second)
+				if n := live(); n != 0 {
+					t.Error("replaced while the old one may still run")
+				}
+				time.Sleep(31 * time.Second) // by the clock it may be a resync later
+				if n := live(); n != 1 {
+					t.Errorf("%d replacements", n)
+				}
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
 
 // TestLoopDoesNotSpin: a plan that the state rejects each time moves the index

@@ -170,6 +170,9 @@ func (s *pass) missing() string {
 	if s.snap.Revision(s.svc.Revision) == nil {
 		return "revision " + string(s.svc.Revision) + " does not exist"
 	}
+	if why := s.copiesGone(); why != "" {
+		return why
+	}
 	for _, a := range s.nets {
 		if a.net == nil {
 			return "network " + a.name + " does not exist"

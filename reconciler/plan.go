@@ -19,8 +19,22 @@ const maxPart = 400
 // declared, as far as it can be decided now. It is a pure function: the same
 // snapshot and time give the same bytes. After the plan was applied, Plan of
 // the new state is empty unless something happened in between or Next has come.
-func Plan(s *store.Snapshot, now time.Time) spec.Plan {
-	return newPlanner(s, now.Round(0).UTC()).run()
+func Plan(s *store.Snapshot, now time.Time) spec.Plan { return PlanSince(s, now, time.Time{}) }
+
+// PlanSince is Plan for a leader that leads since the given time by the clock
+// of now. Times in the state are by the clocks of leaders before it, so that
+// what must have been for a while must also have been for as long under this
+// one; the zero time is long ago.
+func PlanSince(s *store.Snapshot, now, since time.Time) spec.Plan {
+	return PlanSeen(s, now, Seen{Since: since})
+}
+
+// PlanSeen is PlanSince for a leader that also tells what it has seen itself:
+// also a clock that was set while it led is not to be believed.
+func PlanSeen(s *store.Snapshot, now time.Time, seen Seen) spec.Plan {
+	p := newPlanner(s, now.Round(0).UTC())
+	p.seen = seen
+	return p.run()
 }
 
 // planner is one Plan at work. What the plan has given away so far is in its

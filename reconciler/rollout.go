@@ -5,14 +5,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"wherry.dev/scheduler"
 	"wherry.dev/spec"
 )
 
 // settle ends the tasks of a place that must not go on, whatever else
-// happens: those of nodes that are gone or drained, those that a better one
+// happens: those of nodes that are gone, those of global services on nodes that
+// are drained, those that a better one
 // stands in for, and outdated ones that never got a node.
 func (s *pass) settle(pl *place) {
 	for _, t := range slices.Clone(pl.ending) {
@@ -29,8 +29,8 @@ func (s *pass) settle(pl *place) {
 			}
 		case n == nil:
 			s.end(pl, t, spec.DesiredStopped, s.whyLost(t))
-		case n.Availability == spec.NodeDrain:
-			s.end(pl, t, spec.DesiredStopped, "node "+s.nodeName(t.Node)+" is drained")
+		case pl.slot == 0 && s.drained(t) != "":
+			s.end(pl, t, spec.DesiredStopped, s.drained(t))
 		}
 	}
 	s.settleSurplus(pl)
@@ -57,11 +57,11 @@ func (s *pass) settleSurplus(pl *place) {
 	if len(pl.live) < 2 {
 		return
 	}
-	next := last(pl.live, func(t *spec.Task) bool { return s.outdated(t) == "" })
-	if next != nil && s.steady(next) {
+	if next := last(pl.live, func(t *spec.Task) bool { return s.unfit(t) == "" && s.steady(t) }); next != nil {
 		s.endOthers(pl, next)
 		return
 	}
+	next := last(pl.live, func(t *spec.Task) bool { return s.unfit(t) == "" })
 	old := last(pl.live, func(t *spec.Task) bool { return t != next && s.serves(t) })
 	if old == nil {
 		old = last(pl.live, func(t *spec.Task) bool { return t != next })
@@ -76,7 +76,7 @@ func (s *pass) settleSurplus(pl *place) {
 func (s *pass) endOthers(pl *place, keep ...*spec.Task) {
 	for _, t := range slices.Clone(pl.live) {
 		if !slices.Contains(keep, t) {
-			s.end(pl, t, spec.DesiredStopped, cmp.Or(s.outdated(t), "another task has taken over"))
+			s.end(pl, t, spec.DesiredStopped, cmp.Or(s.unfit(t), "another task has taken over"))
 		}
 	}
 }
@@ -209,10 +209,10 @@ func (s *pass) create(pl *place) *spec.Task {
 	s.made++
 	if s.now.Before(t.NotBefore) {
 		s.wake(t.NotBefore)
-		t.Status.Reason = fmt.Sprintf("waits until %s, %s", t.NotBefore.Add(time.Second-1).UTC().Format("15:04:05 MST"), why)
+		t.Status.Reason = fmt.Sprintf("waits until %s, %s", clockTime(t.NotBefore), why)
 		return nil
 	}
-	if t.Status.Reason = s.gate(pl); t.Status.Reason != "" {
+	if t.Status.Reason = s.hold(pl); t.Status.Reason != "" {
 		return nil
 	}
 	return t
@@ -271,7 +271,7 @@ func (s *pass) pending(pl *place) []*spec.Task {
 			s.wake(t.NotBefore)
 			continue
 		}
-		if why := s.gate(pl); why != "" {
+		if why := s.hold(pl); why != "" {
 			s.reason(t, why)
 			continue
 		}
@@ -290,9 +290,10 @@ func (s *pass) reason(t *spec.Task, why string) {
 }
 
 // stopFirst reports whether an old task of a place must be over before the
-// next one starts: both would write one volume or listen on one port.
+// next one starts: both would write one volume or listen on one port, or must
+// not be together for what only their makers know.
 func (s *pass) stopFirst(old *spec.Task) bool {
-	if s.tmpl.NetworkMode == "host" || len(s.class.Ports) > 0 ||
+	if s.tmpl.Exclusive || s.exclusive(old) || s.tmpl.NetworkMode == "host" || len(s.class.Ports) > 0 ||
 		slices.ContainsFunc(s.mounts, func(m volumeMount) bool { return !m.anonymous }) {
 		return true
 	}
@@ -329,8 +330,8 @@ func (s *pass) settled(pl *place) bool {
 	return last != nil
 }
 
-// update replaces outdated tasks, one place at a time, and goes on to the next
-// only when the last replacement is steady.
+// update replaces tasks that are outdated or on drained nodes, one place at a
+// time, and goes on to the next only when the last replacement is steady.
 func (s *pass) update() {
 	var todo, others []*place
 	for _, pl := range s.places {
@@ -341,16 +342,27 @@ func (s *pass) update() {
 			todo = append(todo, pl)
 		}
 	}
-	if len(todo) == 0 || !s.eager && slices.ContainsFunc(others, s.busy) {
+	if len(todo) == 0 {
 		return
+	}
+	if s.eager {
+		others = nil // none is waited for
+	}
+	if s.failing() != nil {
+		return
+	}
+	if slices.ContainsFunc(others, s.busy) {
+		// A place that fails anyway must not keep a node from being emptied, as
+		// long as what leaves it goes on until its replacement is well.
+		if slices.ContainsFunc(others, func(pl *place) bool { n, _ := s.lost(pl); return n == 0 && s.busy(pl) }) {
+			return
+		}
+		todo = slices.DeleteFunc(todo, func(pl *place) bool { return s.outdated(pl.live[0]) != "" || s.stopFirst(pl.live[0]) })
 	}
 	// A task that does not serve is replaced first: that costs nothing.
 	slices.SortStableFunc(todo, func(a, b *place) int {
 		return cmp.Compare(b2i(s.serves(a.live[0])), b2i(s.serves(b.live[0])))
 	})
-	if s.failing() != nil {
-		return
-	}
 	for _, pl := range todo {
 		if s.replace(pl) && !s.eager {
 			for _, other := range todo {
@@ -361,9 +373,9 @@ func (s *pass) update() {
 	}
 }
 
-// replaceable reports whether all that a place has is one outdated task.
+// replaceable reports whether all that a place has is one task that must go.
 func (s *pass) replaceable(pl *place) bool {
-	return len(pl.live) == 1 && len(pl.ending) == 0 && pl.fresh == nil && s.outdated(pl.live[0]) != ""
+	return len(pl.live) == 1 && len(pl.ending) == 0 && pl.fresh == nil && s.unfit(pl.live[0]) != ""
 }
 
 func b2i(b bool) int {
@@ -380,7 +392,7 @@ func (s *pass) busy(pl *place) bool {
 		return true
 	}
 	if pl.fresh != nil {
-		return pl.fresh.Status.State != spec.TaskPending || s.now.Before(pl.fresh.NotBefore) || s.gate(pl) != ""
+		return pl.fresh.Status.State != spec.TaskPending || s.now.Before(pl.fresh.NotBefore) || s.hold(pl) != ""
 	}
 	switch len(pl.live) {
 	case 0:
@@ -388,7 +400,7 @@ func (s *pass) busy(pl *place) bool {
 	case 1:
 		t := pl.live[0]
 		if t.Status.State == spec.TaskPending {
-			return s.placed(t) || s.now.Before(t.NotBefore) || s.gate(pl) != ""
+			return s.placed(t) || s.now.Before(t.NotBefore) || s.hold(pl) != ""
 		}
 		return !s.steady(t) && !s.isDown(t)
 	}
@@ -401,13 +413,13 @@ func (s *pass) placed(t *spec.Task) bool {
 }
 
 // replace begins the replacement of the one task of a place. It reports false
-// when that is not possible; blocked says why.
+// when that is not possible; blocked then says why an update cannot go on.
 func (s *pass) replace(pl *place) bool {
 	old := pl.live[0]
-	why := s.outdated(old)
+	why := s.unfit(old)
 	if s.stopFirst(old) || !s.serves(old) {
-		if pl.blocked = s.roomWithout(pl, old); pl.blocked != "" {
-			return false
+		if s.pinned(pl, old) {
+			return !slices.Contains(pl.live, old) // it was ended nevertheless
 		}
 		s.end(pl, old, spec.DesiredStopped, why)
 		if len(pl.ending) == 1 && s.stopFirst(old) {
@@ -417,8 +429,8 @@ func (s *pass) replace(pl *place) bool {
 		return true
 	}
 	if reason := s.room(pl); reason != "" {
-		if pl.blocked = s.roomWithout(pl, old); pl.blocked != "" {
-			return false
+		if s.pinned(pl, old) {
+			return !slices.Contains(pl.live, old) // it was ended nevertheless
 		}
 		s.end(pl, old, spec.DesiredStopped, why+"; there is no room for both at once")
 		s.startIn(pl)
@@ -437,14 +449,27 @@ func (s *pass) startIn(pl *place) {
 
 // room says why a task of the service cannot be placed now, or "".
 func (s *pass) room(pl *place) string {
-	return cmp.Or(s.missing(), s.nodeRoom(pl), s.addressRoom(nil))
+	return cmp.Or(s.missing(), s.volumeRoom(pl), s.nodeRoom(pl), s.addressRoom(nil))
 }
 
 // roomWithout is room as it will be when the old task is over.
 func (s *pass) roomWithout(pl *place, old *spec.Task) string {
 	s.board.Release(s.booking(old))
 	defer s.board.Book(s.booking(old))
-	return cmp.Or(s.missing(), s.nodeRoom(pl), s.addressRoom(old))
+	return cmp.Or(s.missing(), s.volumeRoom(pl), s.nodeRoom(pl), s.addressRoom(old))
+}
+
+// volumeRoom says which anonymous volume of a place cannot be had.
+func (s *pass) volumeRoom(pl *place) string {
+	for _, m := range s.mounts {
+		if !m.anonymous {
+			continue
+		}
+		if v := s.volumes[anonymousName(s.svc, pl.name, m.target)]; v != nil && v.Removing {
+			return "volume " + v.Name + " is being removed"
+		}
+	}
+	return ""
 }
 
 func (s *pass) nodeRoom(pl *place) string {

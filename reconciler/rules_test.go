@@ -271,6 +271,19 @@ func BenchmarkPlan(b *testing.B) {
 				}
 			}
 		})
+		for _, what := range []string{"drain", "down"} {
+			// A tenth of the tasks has to move, of every service some.
+			c.store = c.store.Clone()
+			c.do(what + " n1")
+			gone := c.store.Snapshot()
+			b.Run(fmt.Sprintf("%s/%d", what, tasks), func(b *testing.B) {
+				for b.Loop() {
+					if p := Plan(gone, c.now); len(p.Parts) < tasks/50 {
+						b.Fatal("there is much to do")
+					}
+				}
+			})
+		}
 		b.Run(fmt.Sprintf("documents/%d", tasks), func(b *testing.B) {
 			for b.Loop() {
 				Wanted(idle, nodeID("n1"))

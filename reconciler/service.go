@@ -37,6 +37,8 @@ type place struct {
 	// live tasks are wanted and not over, ending ones are on their way out, over
 	// ones are the history. Each by ID, as this plan leaves them.
 	live, ending, over []*spec.Task
+	// unsure are exclusive tasks that were given up and may run all the same.
+	unsure []*spec.Task
 	// fresh is the task that this plan adds.
 	fresh *spec.Task
 	// blocked says why an update cannot go on here.
@@ -112,6 +114,9 @@ func (s *pass) sortTasks() {
 		pl := index[t.Place()]
 		if pl != nil && (t.Slot > 0) != (pl.slot > 0) {
 			pl = nil // the mode of the service has changed
+		}
+		if pl != nil && t.Status.State == spec.TaskLost && s.exclusive(t) {
+			pl.unsure = append(pl.unsure, t)
 		}
 		switch over := t.Status.State.Terminal(); {
 		case over && (pl == nil || t.Desired == spec.DesiredRemoved):
@@ -209,6 +214,9 @@ func (s *pass) end(pl *place, t *spec.Task, d spec.TaskDesired, why string) {
 		s.remove(t) // nobody is left to confirm the end
 	case pl == nil:
 	case state != "":
+		if state == spec.TaskLost && s.exclusive(t) {
+			pl.unsure = append(pl.unsure, t)
+		}
 		pl.over = append(pl.over, t)
 		slices.SortStableFunc(pl.over, func(a, b *spec.Task) int { return compareIDs(string(a.ID), string(b.ID)) })
 	default:

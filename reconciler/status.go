@@ -198,7 +198,10 @@ func (s *pass) trouble(pl *place) trouble {
 	if s.serves(t) {
 		why := s.outdated(t)
 		if why == "" {
-			return trouble{}
+			if s.drained(t) == "" || s.roomWithout(pl, t) != "" {
+				return trouble{} // what cannot move is as it is meant to be
+			}
+			return trouble{progressing, name + ": " + s.drained(t)}
 		}
 		if room := s.roomWithout(pl, t); room != "" {
 			why += "; it stays, since no other node can take it: " + room

@@ -12,6 +12,8 @@ import (
 type view struct {
 	snap *store.Snapshot
 	now  time.Time
+	// seen is what the present leader has seen itself.
+	seen Seen
 
 	all       []*spec.Task
 	tasks     map[string][]*spec.Task // by key of the service, each by ID
@@ -113,6 +115,9 @@ const confirmWait = time.Minute
 // mayReap says whether the row of a task that is over may go, and if not, from
 // when on it may; the zero time means that only a change can tell.
 func (v *view) mayReap(t *spec.Task) (ok bool, at time.Time) {
+	if at, _ := v.mayRun(t); v.now.Before(at) {
+		return false, at
+	}
 	if !v.holdsAddress(t) {
 		return true, time.Time{}
 	}

@@ -32,14 +32,22 @@ const (
 
 // Node is the stored form of a host.
 type Node struct {
-	ID           NodeID            `json:"id"`               // cluster
-	Name         string            `json:"name"`             // cluster
-	Role         NodeRole          `json:"role"`             // cluster
-	State        NodeState         `json:"state"`            // cluster
-	Availability Availability      `json:"availability"`     // user
-	Labels       map[string]string `json:"labels,omitempty"` // user
-	// Address that the node advertises.
+	ID           NodeID       `json:"id"`           // cluster
+	Name         string       `json:"name"`         // cluster
+	Role         NodeRole     `json:"role"`         // cluster
+	State        NodeState    `json:"state"`        // cluster
+	Availability Availability `json:"availability"` // user
+	// StopPinned, while the node is drained, also ends tasks whose data is here.
+	StopPinned bool              `json:"stop_pinned,omitempty"` // user
+	Labels     map[string]string `json:"labels,omitempty"`      // user
+	// Address that the node advertises, "host:port".
 	Address string `json:"address"` // cluster
+	// Key is the fingerprint of the public key by which the node is known: the
+	// SHA-256 of its PKIX form in hex. An address may change, this may not.
+	Key string `json:"key,omitempty"` // cluster
+	// DownSince is when State became NodeDown, by the clock of the leader of
+	// then; zero for a node that is ready.
+	DownSince time.Time `json:"down_since,omitzero"` // cluster
 	// Number is small and unique in the cluster; MAC addresses of bridges are
 	// made from it.
 	Number uint32 `json:"number"` // apply
@@ -63,6 +71,13 @@ type NodeInfo struct {
 	Memory   int64 `json:"memory"`
 	// Boot identifies the boot of the kernel.
 	Boot string `json:"boot,omitempty"`
+	// Format is the newest format of log entries that the node understands.
+	Format int `json:"format,omitempty"`
+	// Issuer is the hash of the root that the node's certificate comes from.
+	Issuer string `json:"issuer,omitempty"`
+	// Trusts are the hashes of the roots that the node accepts, sorted and
+	// joined by commas.
+	Trusts string `json:"trusts,omitempty"`
 }
 
 // Event is a row of the cluster's diary, appended by Apply.

@@ -60,6 +60,10 @@ type Template struct {
 	ReadOnly    bool              `json:"read_only,omitempty"`
 	// Init runs a small init as PID 1 that reaps zombies and forwards signals.
 	Init bool `json:"init,omitempty"`
+	// Exclusive promises that no two tasks of one place ever run at the same
+	// time, on whatever nodes: the container runs only while its node holds a
+	// lease from the managers.
+	Exclusive bool `json:"exclusive,omitempty"`
 	// PIDMode and IPCMode are empty (own namespace) or "host".
 	PIDMode string   `json:"pid_mode,omitempty"`
 	IPCMode string   `json:"ipc_mode,omitempty"`

@@ -24,7 +24,7 @@ type Host struct {
 	// Before is called at the beginning of each call, outside of locks; an
 	// error is returned to the caller and nothing happens. Ops are named by
 	// method: "Ensure", "Create", "Start", "Kill", "Remove", "List", "Exec",
-	// "Attach", "Detach", "SetLogs", "Report", "Content".
+	// "Attach", "Detach", "SetLogs", "SetLeases", "Report", "Content".
 	Before func(ctx context.Context, op string, t spec.TaskID) error
 	// After is called when a call has changed the host, outside of locks.
 	After func(op string, t spec.TaskID)
@@ -37,6 +37,7 @@ type Host struct {
 	containers map[spec.TaskID]*container
 	netns      map[spec.TaskID]spec.Sandbox
 	sinks      []spec.LogSink
+	leases     []spec.TaskLease
 	statuses   map[spec.TaskID]spec.TaskStatus
 	history    map[spec.TaskID][]spec.TaskStatus
 	info       *spec.NodeInfo
@@ -68,6 +69,7 @@ var (
 	_ agent.Network = (*Host)(nil)
 	_ agent.Logs    = (*Host)(nil)
 	_ agent.Manager = (*Host)(nil)
+	_ agent.Leases  = (*Host)(nil)
 )
 
 func (h *Host) before(ctx context.Context, op string, t spec.TaskID) error {
@@ -146,6 +148,35 @@ func (h *Host) SetLogs(ctx context.Context, sinks []spec.LogSink) error {
 	h.mu.Unlock()
 	h.after("SetLogs", "")
 	return nil
+}
+
+// SetLeases implements agent.Leases. That a lease is over has no effect before
+// Enforce is called.
+func (h *Host) SetLeases(ctx context.Context, leases []spec.TaskLease) error {
+	if err := h.before(ctx, "SetLeases", ""); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	h.leases = slices.Clone(leases)
+	h.mu.Unlock()
+	h.after("SetLeases", "")
+	return nil
+}
+
+// Leases is the list handed over last.
+func (h *Host) Leases() []spec.TaskLease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.leases)
+}
+
+// Enforce ends the processes whose lease is over at now, as the keeper does.
+func (h *Host) Enforce(now int64) {
+	for _, l := range h.Leases() {
+		if now >= l.Deadline {
+			h.End(l.Task, 137)
+		}
+	}
 }
 
 // Report implements agent.Manager.

@@ -58,7 +58,7 @@ func (r *Runtime) Ensure(ctx context.Context, q agent.ImageRequest) (agent.Image
 		return configOf(img), err
 	}
 	if err := r.pulls.do(ctx, ref+" "+q.Platform, func(ctx context.Context) error {
-		_, err := r.pull(ctx, ref, q.Platform, nil)
+		_, err := r.pull(ctx, ref, q.Platform, false, nil)
 		return err
 	}); err != nil {
 		return agent.ImageConfig{}, err

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -43,14 +44,15 @@ type PullProgress struct {
 	Done, Total int64 // bytes
 }
 
-// Pull fetches an image from its registry, also when the name is stored
-// already: the tag may have moved. Errors are as Ensure's.
+// Pull fetches an image, also when the name is stored already: the tag may have
+// moved, so what it stands for is asked of its registry; the parts come from
+// this node, its peers or the registry. Errors are as Ensure's.
 func (r *Runtime) Pull(ctx context.Context, name string, o PullOptions) (Image, error) {
 	ref, err := NormalizeImage(name)
 	if err != nil {
 		return Image{}, err
 	}
-	rec, err := r.pull(ctx, ref, o.Platform, o.Progress)
+	rec, err := r.pull(ctx, ref, o.Platform, true, o.Progress)
 	if err != nil {
 		return Image{}, err
 	}
@@ -61,8 +63,9 @@ func (r *Runtime) Pull(ctx context.Context, name string, o PullOptions) (Image, 
 }
 
 // Resolve returns the digest of the index, or manifest, that a name stands for:
-// of a stored image if there is one with this name and platform, else what
-// the registry says now. An empty platform is the node's.
+// of a stored image if there is one with this name and platform, else what the
+// registry says now, else of the newest that a peer has. An empty platform is the
+// node's.
 func (r *Runtime) Resolve(ctx context.Context, name, platform string) (string, error) {
 	ref, err := NormalizeImage(name)
 	if err != nil {
@@ -77,7 +80,7 @@ func (r *Runtime) Resolve(ctx context.Context, name, platform string) (string, e
 	} else if !isNotFound(err) {
 		return "", fmt.Errorf("look up image %s: %w", ref, classify(err))
 	}
-	_, desc, err := r.resolver().Resolve(quiet(ctx), ref)
+	_, desc, err := r.sources(ctx, false).Resolve(quiet(ctx), ref)
 	if err != nil {
 		return "", registryError(ctx, ref, err)
 	}
@@ -93,9 +96,18 @@ func quiet(ctx context.Context) context.Context {
 }
 
 // resolver makes a resolver of its own for each pull: it remembers tokens.
-func (r *Runtime) resolver() remotes.Resolver {
+// reached reports whether any connection was made.
+func (r *Runtime) resolver() (_ remotes.Resolver, reached func() bool) {
+	var connected atomic.Bool
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
 	transport := docker.DefaultHTTPTransport(nil)
-	transport.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dialer.DialContext(ctx, network, addr)
+		if err == nil {
+			connected.Store(true)
+		}
+		return c, err
+	}
 	transport.ResponseHeaderTimeout = 60 * time.Second
 	hc := &http.Client{Transport: transport}
 	opts := []docker.AuthorizerOpt{docker.WithAuthClient(hc)}
@@ -118,11 +130,46 @@ func (r *Runtime) resolver() remotes.Resolver {
 				}
 				return docker.MatchLocalhost(host)
 			})),
-	})
+	}), connected.Load
 }
 
-// pull fetches and unpacks an image and names it ref.
-func (r *Runtime) pull(ctx context.Context, ref, platform string, progress func(PullProgress)) (images.Image, error) {
+// pull fetches and unpacks an image and names it ref. fresh: what the name
+// stands for is the registry's to say.
+func (r *Runtime) pull(ctx context.Context, ref, platform string, fresh bool, progress func(PullProgress)) (images.Image, error) {
+	s := r.sources(ctx, fresh)
+	for {
+		rec, err := r.pullFrom(ctx, s, ref, platform, progress)
+		if err == nil || !errors.Is(err, errWrongBytes) {
+			return rec, err
+		}
+		// A peer whose disk rots must not keep the image from us.
+		parts, ok := s.spoiled()
+		if !ok {
+			return rec, err
+		}
+		r.c.Logger.Warn("what came from other nodes is damaged, pulling again without them", "image", ref, "err", err)
+		r.abort(ctx, parts)
+	}
+}
+
+// errWrongBytes: what was fetched does not have the digest that it should have.
+var errWrongBytes = spec.Unavailablef("what was fetched is damaged")
+
+// abort throws away what was written of parts that came out wrong.
+func (r *Runtime) abort(ctx context.Context, parts []digest.Digest) {
+	cs := r.client.ContentStore()
+	open, err := cs.ListStatuses(ctx, "")
+	if err != nil {
+		return // the next pull finds it again
+	}
+	for _, st := range open {
+		if slices.ContainsFunc(parts, func(d digest.Digest) bool { return strings.Contains(st.Ref, d.String()) }) {
+			_ = cs.Abort(ctx, st.Ref)
+		}
+	}
+}
+
+func (r *Runtime) pullFrom(ctx context.Context, resolver *sources, ref, platform string, progress func(PullProgress)) (images.Image, error) {
 	m, want, err := matcher(platform)
 	if err != nil {
 		return images.Image{}, err
@@ -136,7 +183,6 @@ func (r *Runtime) pull(ctx context.Context, ref, platform string, progress func(
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	resolver := r.resolver()
 	name, desc, err := resolver.Resolve(ctx, ref)
 	if err != nil {
 		return images.Image{}, registryError(ctx, ref, err)
@@ -231,12 +277,14 @@ func registryError(ctx context.Context, ref string, err error) error {
 	}
 	var status remoteerrors.ErrUnexpectedStatus
 	switch {
+	case errdefs.IsFailedPrecondition(err):
+		return fmt.Errorf("pull image %s: %w: %v", ref, errWrongBytes, err)
 	case errors.Is(err, spec.ErrInvalid):
 		return fmt.Errorf("pull image %s: %w", ref, err)
 	case strings.Contains(err.Error(), "rejecting ") && errdefs.IsNotFound(err):
 		return spec.Invalidf("pull image %s: its manifest is larger than %d MiB", ref, maxManifest>>20)
 	case errdefs.IsNotFound(err):
-		return spec.NotFoundf("image %s: not found in registry %s, and not loaded on this node; load it with `wherry image load`", ref, host)
+		return spec.NotFoundf("image %s: not found in registry %s, and not loaded on any node that answers; load it with `wherry image load`", ref, host)
 	case errors.Is(err, docker.ErrInvalidAuthorization), errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden):
 		return spec.Invalidf("image %s: registry %s refused access; it does not exist there, or needs `wherry login %s`", ref, host, host)
 	}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -82,8 +84,20 @@ type Config struct {
 	// Insecure lists hosts (with port, as in image names) of registries that
 	// are spoken to over HTTP, apart from those on loopback addresses.
 	Insecure []string
+	// Peers are the nodes that may have images, as of now; nil is none. They are
+	// asked before a registry is.
+	Peers func(ctx context.Context) []Peer
 	// Logger is for what goes wrong in the background; nil discards it.
 	Logger *slog.Logger
+}
+
+// Peer is another node, whose images are reached by its Registry.
+type Peer struct {
+	// Name of the node, for messages.
+	Name string
+	// Transport takes requests for paths below /v2/ to the node, whatever host
+	// they name.
+	Transport http.RoundTripper
 }
 
 // Runtime runs containers on one containerd. It is safe for concurrent use.
@@ -227,6 +241,10 @@ func (r *Runtime) runcRoot() string { return r.dir("runc") }
 func (r *Runtime) cgroupParent() string {
 	return "/wherry-" + string(r.c.Node)[:min(12, len(r.c.Node))]
 }
+
+// Cgroup is the cgroup of a task's container, as a path below the root of every
+// hierarchy, whether or not it exists.
+func (r *Runtime) Cgroup(t spec.TaskID) string { return path.Join(r.cgroupParent(), string(t)) }
 
 func (r *Runtime) tasks() tasksapi.TasksClient { return r.client.TaskService() }
 

@@ -134,6 +134,7 @@ var elsewhere = map[string]string{
 	"Restart":    "the agent's policy",
 	"StopSignal": "the agent's stop",
 	"StopGrace":  "the agent's stop",
+	"Exclusive":  "the agent's lease",
 	"Log":        "the agent's sinks",
 
 	"Resources.ReserveCPUs":   "placement",

@@ -27,7 +27,7 @@ const (
 	shortLife  = 2 * time.Second
 )
 
-// Client is the daemon's end. It implements agent.Logs, and the sink of names
+// Client is the daemon's end. It implements agent.Logs, agent.Leases, and the sink of names
 // of the overlay. Safe for concurrent use.
 type Client struct {
 	cfg Config
@@ -42,6 +42,9 @@ type Client struct {
 
 	logsMu sync.Mutex // orders calls of SetLogs; guards logs
 	logs   *logsState
+
+	leasesMu sync.Mutex // orders calls of SetLeases; guards leases
+	leases   *leasesState
 
 	stopOnce sync.Once
 	stopped  chan struct{} // closed by Stop
@@ -90,6 +93,20 @@ func (c *Client) SetLogs(ctx context.Context, sinks []spec.LogSink) error {
 	c.logs = &logsState{Sinks: sinks}
 	if err := c.call(ctx, message{Op: opSetLogs, Logs: c.logs}); err != nil {
 		return fmt.Errorf("set logs: %w", err)
+	}
+	return nil
+}
+
+// SetLeases replaces the list of exclusive tasks and their deadlines as a whole.
+// When it returns nil, the keeper ends what is in a task's cgroup from the
+// deadline on, and the next keeper would, too. The processes of a task must have
+// ended before it is taken off the list.
+func (c *Client) SetLeases(ctx context.Context, leases []spec.TaskLease) error {
+	c.leasesMu.Lock()
+	defer c.leasesMu.Unlock()
+	c.leases = &leasesState{Tasks: leases}
+	if err := c.call(ctx, message{Op: opSetLeases, Leases: c.leases}); err != nil {
+		return fmt.Errorf("set leases: %w", err)
 	}
 	return nil
 }
@@ -252,13 +269,26 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-c.stopped:
-			return nil
 		case <-time.After(backoff):
+		}
+		if c.ended(ctx) {
+			return nil
 		}
 		c.log.Warn("the keeper is gone; starting it again", "err", err)
 		backoff = min(max(2*backoff, 50*time.Millisecond), maxBackoff)
+	}
+}
+
+// ended reports whether Run is to end.
+func (c *Client) ended(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return true
+	case <-c.stopped:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -312,6 +342,13 @@ func (c *Client) repeat(ctx context.Context) {
 		}
 	}
 	c.logsMu.Unlock()
+	c.leasesMu.Lock()
+	if c.leases != nil {
+		if err := c.call(ctx, message{Op: opSetLeases, Leases: c.leases}); err != nil {
+			c.log.Warn("set leases again", "err", err)
+		}
+	}
+	c.leasesMu.Unlock()
 }
 
 // Stop ends the keeper, for good as far as this client goes, and returns when

@@ -26,20 +26,22 @@ const maxFDs = 8
 
 // The operations of the control socket.
 const (
-	opStatus   = "status"
-	opSetDNS   = "set_dns"
-	opSetLogs  = "set_logs"
-	opStop     = "stop"
-	opHandover = "handover"
+	opStatus    = "status"
+	opSetDNS    = "set_dns"
+	opSetLogs   = "set_logs"
+	opSetLeases = "set_leases"
+	opStop      = "stop"
+	opHandover  = "handover"
 )
 
 // message is one frame of the control socket, in either direction: four bytes
 // of length, then JSON. Keepers of different versions speak it with each other:
 // fields are only ever added.
 type message struct {
-	Op   string     `json:"op,omitempty"`
-	DNS  *dnsState  `json:"dns,omitempty"`
-	Logs *logsState `json:"logs,omitempty"`
+	Op     string       `json:"op,omitempty"`
+	DNS    *dnsState    `json:"dns,omitempty"`
+	Logs   *logsState   `json:"logs,omitempty"`
+	Leases *leasesState `json:"leases,omitempty"`
 	// Error and Class of a reply.
 	Error  string  `json:"error,omitempty"`
 	Class  string  `json:"class,omitempty"`
@@ -47,7 +49,7 @@ type message struct {
 	Item   *item   `json:"item,omitempty"`
 }
 
-// dnsState and logsState are the whole of what a keeper has to do.
+// dnsState, logsState and leasesState are the whole of what a keeper has to do.
 type dnsState struct {
 	Resolvers []spec.Resolver  `json:"resolvers"`
 	Tables    []spec.NameTable `json:"tables"`
@@ -55,6 +57,10 @@ type dnsState struct {
 
 type logsState struct {
 	Sinks []spec.LogSink `json:"sinks"`
+}
+
+type leasesState struct {
+	Tasks []spec.TaskLease `json:"tasks"`
 }
 
 // Status describes a running keeper.
@@ -65,6 +71,10 @@ type Status struct {
 	// Resolvers and Sinks that are served now.
 	Resolvers int `json:"resolvers"`
 	Sinks     int `json:"sinks"`
+	// Leases that are watched now, and Ended, the tasks whose processes were
+	// ended since Started because their lease was over.
+	Leases int    `json:"leases"`
+	Ended  uint64 `json:"ended"`
 	// Queries answered since Started, of which Forwarded were asked outside and
 	// Failed got no answer.
 	Queries   uint64 `json:"queries"`

@@ -94,6 +94,7 @@ func (k *keeper) pauseLocked() {
 }
 
 func (k *keeper) resumeLocked() {
+	k.guard.pause(false)
 	for _, r := range k.resolvers {
 		r.serve()
 	}
@@ -111,6 +112,8 @@ func (k *keeper) offerLocked(p *peer) error {
 	if err := p.expect(itemReady); err != nil {
 		return err
 	}
+	// From now on the other may know later deadlines than we do.
+	k.guard.pause(true)
 	if err := p.sendItem(item{Kind: itemGo}); err != nil {
 		return err
 	}
@@ -260,6 +263,7 @@ func (k *keeper) adoptItemLocked(it item, fds []int) (err error) {
 			return err
 		}
 		k.zones = newZones(k.state.DNS.Tables)
+		k.guard.set(k.state.Leases.Tasks)
 		l, err := net.FileListener(f)
 		if err != nil {
 			return err
@@ -338,4 +342,5 @@ func (k *keeper) dropLocked() {
 		k.lock = nil
 	}
 	k.state, k.zones = state{}, nil
+	k.guard.set(nil)
 }

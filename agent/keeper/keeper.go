@@ -66,8 +66,9 @@ var (
 
 // state is what a keeper was told last, kept in the run folder.
 type state struct {
-	DNS  dnsState  `json:"dns"`
-	Logs logsState `json:"logs"`
+	DNS    dnsState    `json:"dns"`
+	Logs   logsState   `json:"logs"`
+	Leases leasesState `json:"leases,omitzero"`
 }
 
 // keeper is the process.
@@ -78,6 +79,7 @@ type keeper struct {
 	exchange *exchanger
 	count    counters
 	slots    slots
+	guard    *guard
 	started  time.Time
 	end      context.CancelCauseFunc // ends the process
 
@@ -114,6 +116,7 @@ func run(ctx context.Context, c Config, open opener, ready func()) error {
 		cfg: c, log: c.logger(), open: open, end: end,
 		exchange:  newExchanger("/etc/resolv.conf"),
 		slots:     newSlots(max(1, runtime.GOMAXPROCS(0)-1)),
+		guard:     newGuard(c.logger()),
 		started:   time.Now(),
 		resolvers: map[spec.TaskID]*resolver{},
 		sinks:     map[spec.TaskID]*sink{},
@@ -132,6 +135,7 @@ func run(ctx context.Context, c Config, open opener, ready func()) error {
 	}
 	k.log.Info("keeper serves", "version", c.Version, "pid", os.Getpid(), "resolvers", len(k.resolvers), "sinks", len(k.sinks))
 	ready()
+	k.conns.Go(func() { k.guard.run(ctx) })
 	k.acceptAll(ctx)
 	k.loop(ctx)
 	k.finish(ctx)
@@ -200,6 +204,7 @@ func (k *keeper) resume() error {
 	}
 	k.mu.Lock()
 	k.zones = newZones(k.state.DNS.Tables)
+	k.guard.set(k.state.Leases.Tasks)
 	k.applyDNSLocked()
 	k.applyLogsLocked()
 	k.mu.Unlock()
@@ -283,6 +288,23 @@ func (k *keeper) setLogs(s logsState) error {
 	}
 	k.state.Logs = s
 	return errors.Join(k.applyLogsLocked(), k.saveLocked())
+}
+
+// setLeases is not held up by what else the keeper does: the deadlines hold
+// before they are on disk. A keeper that was killed in between left the earlier
+// ones, which is the safe side.
+func (k *keeper) setLeases(s leasesState) error {
+	if err := checkLeases(s.Tasks); err != nil {
+		return err
+	}
+	k.guard.set(s.Tasks)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.replaced {
+		return errReplaced
+	}
+	k.state.Leases = s
+	return k.saveLocked()
 }
 
 // saveLocked keeps the state for the next keeper.
@@ -408,6 +430,7 @@ func (k *keeper) status() *Status {
 		Version: k.cfg.Version, PID: os.Getpid(), Started: k.started,
 		Resolvers: len(k.resolvers), Sinks: len(k.sinks),
 		Queries: k.count.queries.Load(), Forwarded: k.count.forwarded.Load(), Failed: k.count.failed.Load(),
+		Leases: k.guard.count(), Ended: k.guard.ended.Load(),
 		LogBytes: k.count.logBytes.Load(), DroppedBytes: k.count.droppedBytes.Load(),
 	}
 	for _, key := range []string{"dns", "logs"} {
@@ -415,6 +438,7 @@ func (k *keeper) status() *Status {
 			s.Problems = append(s.Problems, err.Error())
 		}
 	}
+	s.Problems = append(s.Problems, k.guard.problems()...)
 	return s
 }
 

@@ -77,6 +77,11 @@ func (k *keeper) serveControl(ctx context.Context, c *net.UnixConn) {
 				m.Logs = &logsState{}
 			}
 			reply = failure(k.setLogs(*m.Logs))
+		case opSetLeases:
+			if m.Leases == nil {
+				m.Leases = &leasesState{}
+			}
+			reply = failure(k.setLeases(*m.Leases))
 		case opStop:
 			if k.keep(p) {
 				p.send(message{Status: &Status{Version: k.cfg.Version, PID: os.Getpid()}})

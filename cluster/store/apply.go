@@ -66,6 +66,9 @@ func (r *reducer) checkEnvelope() error {
 	if r.cmd.Kind() == "" {
 		return spec.Invalidf("a command must have exactly one body")
 	}
+	if need := r.cmd.NeedsFormat(); need > r.meta.Format {
+		return spec.Conflictf("%s needs format %d of the state, which is at %d until every manager runs a version that knows it: see \"wherry node ls\" and upgrade the managers", r.cmd.Kind(), need, r.meta.Format)
+	}
 	if len(r.cmd.RequestID) > 128 {
 		return spec.Invalidf("the request ID is longer than 128 bytes")
 	}
@@ -99,6 +102,12 @@ func (r *reducer) dispatch() {
 			return r.removeVolumes(c.RemoveVolumes)
 		case c.SetNode != nil:
 			return r.setNode(c.SetNode)
+		case c.SetRole != nil:
+			return r.setRole(c.SetRole)
+		case c.RemoveNode != nil:
+			return r.removeNode(c.RemoveNode)
+		case c.SetAuthority != nil:
+			return r.setAuthority(c.SetAuthority)
 		case c.PutNode != nil:
 			return r.putNode(c.PutNode)
 		case c.SetNodeState != nil:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"wherry.dev/spec"
@@ -13,8 +14,14 @@ import (
 
 // Format is the newest format of commands and snapshots that this program
 // reads and writes. It is raised by every change that an older program would
-// not understand.
-const Format = 1
+// not understand. The state has a format of its own, which only grows: until
+// all managers know a newer one, commands that need it are refused.
+//
+//	1  one host
+//	2  SetRole, RemoveNode, SetAuthority; keys, SetNode.StopPinned and
+//	   Node.DownSince; what managers tell of themselves in NodeInfo; exclusive
+//	   services
+const Format = 2
 
 // Command is one entry of the log: an envelope with exactly one body that is
 // not nil. The store keeps parts of what a command points to, so a command
@@ -36,6 +43,9 @@ type Command struct {
 	PutContent    *PutContent    `json:"put_content,omitempty"`    // user
 	RemoveVolumes *RemoveVolumes `json:"remove_volumes,omitempty"` // user
 	SetNode       *SetNode       `json:"set_node,omitempty"`       // user
+	SetRole       *SetRole       `json:"set_role,omitempty"`       // user
+	RemoveNode    *RemoveNode    `json:"remove_node,omitempty"`    // user
+	SetAuthority  *SetAuthority  `json:"set_authority,omitempty"`  // cluster
 	PutNode       *PutNode       `json:"put_node,omitempty"`       // cluster
 	SetNodeState  *SetNodeState  `json:"set_node_state,omitempty"` // cluster
 	ApplyPlan     *ApplyPlan     `json:"apply_plan,omitempty"`     // reconciler
@@ -122,15 +132,46 @@ type SetNode struct {
 	Availability *spec.Availability `json:"availability,omitempty"`
 	// Labels to set; nil removes the label. Others stay.
 	Labels map[string]*string `json:"labels,omitempty"`
+	// StopPinned, with the availability NodeDrain, also stops tasks that cannot
+	// move because their data is here.
+	StopPinned bool `json:"stop_pinned,omitempty"`
+}
+
+// SetRole makes a worker a manager or a manager a worker. Raft follows later:
+// the table of nodes says who shall be a voter. The last manager stays one.
+type SetRole struct {
+	ID   spec.NodeID   `json:"id"`
+	Role spec.NodeRole `json:"role"`
+}
+
+// RemoveNode takes a node out of the cluster: its tasks are lost and its
+// certificate is worth nothing from now on. A node that is ready is removed
+// only with Force, the last manager never.
+type RemoveNode struct {
+	ID    spec.NodeID `json:"id"`
+	Force bool        `json:"force,omitempty"`
+}
+
+// SetAuthority replaces the certificate authority.
+type SetAuthority struct {
+	Authority spec.Authority `json:"authority"`
+	// Base is the Authority.Version that the write is based on; 0 means that
+	// there must be none.
+	Base uint64 `json:"base"`
 }
 
 // PutNode adds a node or changes what membership knows of it. The node counts
-// as ready afterwards.
+// as ready afterwards. No two nodes may have one name, and a node keeps its
+// key and its role (SetRole changes that).
 type PutNode struct {
-	ID      spec.NodeID   `json:"id"`
-	Name    string        `json:"name"`
-	Address string        `json:"address"`
-	Role    spec.NodeRole `json:"role"`
+	ID      spec.NodeID `json:"id"`
+	Name    string      `json:"name"`
+	Address string      `json:"address"`
+	// Role of a new node. Empty means that the node must exist: a node that
+	// tells its address must not come back that way after it was removed.
+	Role spec.NodeRole `json:"role"`
+	// Key as in spec.Node; empty leaves it as it is.
+	Key string `json:"key,omitempty"`
 }
 
 // SetNodeState says that a node was found alive or dead.
@@ -184,6 +225,9 @@ func (c *Command) Kind() string {
 		{"put_content", c.PutContent != nil},
 		{"remove_volumes", c.RemoveVolumes != nil},
 		{"set_node", c.SetNode != nil},
+		{"set_role", c.SetRole != nil},
+		{"remove_node", c.RemoveNode != nil},
+		{"set_authority", c.SetAuthority != nil},
 		{"put_node", c.PutNode != nil},
 		{"set_node_state", c.SetNodeState != nil},
 		{"apply_plan", c.ApplyPlan != nil},
@@ -204,11 +248,41 @@ func (c *Command) Kind() string {
 // remembered by request ID.
 func (c *Command) user() bool {
 	return c.PutStack != nil || c.RemoveStack != nil || c.ScaleService != nil ||
-		c.PutContent != nil || c.RemoveVolumes != nil || c.SetNode != nil
+		c.PutContent != nil || c.RemoveVolumes != nil || c.SetNode != nil ||
+		c.SetRole != nil || c.RemoveNode != nil
 }
 
-// Encode returns the form of c in the log: the format byte, then JSON. It
-// refuses a command without exactly one body.
+// NeedsFormat returns the lowest format that has all that the command says. A
+// state of a lower one refuses the command; whoever proposes must ask first,
+// because an older manager stops when it finds the entry in its log.
+func (c *Command) NeedsFormat() int {
+	switch {
+	case c.SetRole != nil, c.RemoveNode != nil, c.SetAuthority != nil,
+		c.PutNode != nil && (c.PutNode.Key != "" || c.PutNode.Role == ""),
+		c.SetNode != nil && c.SetNode.StopPinned,
+		c.PutStack != nil && exclusive(&c.PutStack.Stack),
+		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, tellsOfCluster):
+		return 2
+	}
+	return 1
+}
+
+func exclusive(s *spec.Stack) bool {
+	for _, svc := range s.Services { // any order gives the same answer
+		if svc.Template.Exclusive {
+			return true
+		}
+	}
+	return false
+}
+
+func tellsOfCluster(r spec.Report) bool {
+	return r.Info != nil && (r.Info.Format != 0 || r.Info.Issuer != "" || r.Info.Trusts != "")
+}
+
+// Encode returns the form of c in the log: the format byte, which is the lowest
+// that has what c says, then JSON. It refuses a command without exactly one
+// body.
 func Encode(c Command) ([]byte, error) {
 	if c.Kind() == "" {
 		return nil, spec.Invalidf("encode command: it must have exactly one body")
@@ -217,7 +291,7 @@ func Encode(c Command) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode command %s: %w", c.Kind(), err)
 	}
-	return append([]byte{Format}, b...), nil
+	return append([]byte{byte(c.NeedsFormat())}, b...), nil
 }
 
 // Decode is the inverse of Encode. An unknown format, command or field is an

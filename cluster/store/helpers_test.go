@@ -25,7 +25,7 @@ var start = time.Date(2031, 2, 3, 4, 5, 6, 0, time.UTC)
 // newHarness returns a store with two nodes, n1 and n2.
 func newHarness(t testing.TB) *harness {
 	h := &harness{TB: t, s: newStore(true)}
-	h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: 1}})
+	h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: Format}})
 	h.must(Command{PutNode: &PutNode{ID: "n1", Name: "alpha", Address: "10.0.0.1:4477", Role: spec.RoleManager}})
 	h.must(Command{PutNode: &PutNode{ID: "n2", Name: "beta", Address: "10.0.0.2:4477", Role: spec.RoleWorker}})
 	return h

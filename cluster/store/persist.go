@@ -10,9 +10,11 @@ import (
 	"wherry.dev/spec"
 )
 
-// A persisted state is the format byte and then lines of JSON: the meta line,
+// A persisted state is the format of the state as a byte and then lines of JSON: the meta line,
 // for each table a section line and its rows in order, and an end line that
-// shows that nothing is missing.
+// shows that nothing is missing. A program that knows the format of the state
+// can thus read it, whichever program wrote it: tables that came with a later
+// format are left out and must be empty.
 type section struct {
 	Table string `json:"table"`
 	Rows  int    `json:"rows"`
@@ -30,13 +32,16 @@ func (n *Snapshot) Persist(w io.Writer) error {
 		b.Write(j) // a bufio.Writer keeps its first error for the next call
 		return b.WriteByte('\n')
 	}
-	b.WriteByte(Format)
+	b.WriteByte(byte(n.meta.Format))
 	if err := line(canonical(&n.meta)); err != nil {
 		return fmt.Errorf("persist state: %w", err)
 	}
 	txn := n.read()
 	for _, t := range n.tables.list() {
 		t.verify(txn)
+		if t.format() > n.meta.Format {
+			continue // nothing can have come into it
+		}
 		if err := line(canonical(section{Table: t.title(), Rows: t.count(txn)})); err != nil {
 			return fmt.Errorf("persist state: %w", err)
 		}
@@ -79,8 +84,8 @@ func (n *Snapshot) load(r *bufio.Reader, guarded bool) error {
 	if err := readJSON(r, &n.meta); err != nil {
 		return err
 	}
-	if n.meta.Format < 1 || n.meta.Format > Format {
-		return spec.Invalidf("the state has format %d, this program knows 1 to %d: upgrade it", n.meta.Format, Format)
+	if n.meta.Format != int(format) {
+		return spec.Invalidf("the snapshot is damaged: it has format %d and its state %d", format, n.meta.Format)
 	}
 	byTitle := map[string]anyTable{}
 	for _, t := range n.tables.list() {
@@ -95,7 +100,7 @@ func (n *Snapshot) load(r *bufio.Reader, guarded bool) error {
 			break
 		}
 		t := byTitle[s.Table]
-		if t == nil {
+		if t == nil || t.format() > n.meta.Format {
 			return spec.Invalidf("the snapshot has a table %q that is unknown or comes twice", s.Table)
 		}
 		delete(byTitle, s.Table)

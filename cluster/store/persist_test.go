@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -38,6 +39,9 @@ func history(t *testing.T) *harness {
 	}}}}}})
 	h.must(Command{SetNode: &SetNode{ID: "n2", Availability: ptr(spec.NodePaused), Labels: map[string]*string{"disk": ptr("ssd")}}})
 	h.must(Command{SetNodeState: &SetNodeState{ID: "n2", State: spec.NodeDown}})
+	h.must(Command{PutNode: &PutNode{ID: "n4", Name: "delta", Address: "10.0.0.4:4477", Role: spec.RoleWorker, Key: "abcd"}})
+	h.must(Command{SetNode: &SetNode{ID: "n4", Availability: ptr(spec.NodeDrain), StopPinned: true}})
+	h.must(Command{SetAuthority: &SetAuthority{Authority: authority("r1", "r2")}})
 	h.must(putStack(web("old", 81)))
 	h.must(Command{RemoveStack: &RemoveStack{Name: "old"}})
 	h.must(Command{RemoveVolumes: &RemoveVolumes{Names: []string{"old_data"}}})
@@ -50,37 +54,123 @@ func history(t *testing.T) *harness {
 	return h
 }
 
-// The snapshots of all formats that ever landed must load. A golden file of a
-// landed format is never rewritten; -update is for the one being worked on.
-func TestGoldenSnapshot(t *testing.T) {
-	const file = "testdata/format1.snapshot"
-	if *update {
-		if err := os.WriteFile(file, []byte(dump(t, history(t).s.Snapshot())), 0o644); err != nil {
-			t.Fatal(err)
+// The snapshots of all formats that ever landed must load, be written back as
+// they are, and take the next format. A golden file of a landed format is never
+// rewritten; -update is for the one being worked on.
+func TestGoldenSnapshots(t *testing.T) {
+	for format := 1; format <= Format; format++ {
+		t.Run(fmt.Sprint("format", format), func(t *testing.T) {
+			file := fmt.Sprintf("testdata/format%d.snapshot", format)
+			if *update && format == Format {
+				if err := os.WriteFile(file, []byte(dump(t, history(t).s.Snapshot())), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			golden, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := newStore(true)
+			if err := s.Restore(bytes.NewReader(golden)); err != nil {
+				t.Fatal(err)
+			}
+			n := s.Snapshot()
+			if n.ClusterID() != "c1" || n.Index() == 0 || n.Stack("shop").Revision != 2 || len(n.Tasks()) != 2 || n.Format() != format ||
+				n.Task(n.TasksOn("n1")[0].ID).Status.Attempts[0].ExitCode != 137 || (n.Authority() != nil) != (format >= 2) {
+				t.Errorf("the state was read wrongly:\n%s", dump(t, n))
+			}
+			if d := cmp.Diff(string(golden), dump(t, n)); d != "" {
+				t.Errorf("the state persists to other bytes (-golden +got):\n%s", d)
+			}
+			if format == Format {
+				if d := cmp.Diff(string(golden), dump(t, history(t).s.Snapshot())); d != "" {
+					t.Errorf("the same history gives another state (-golden +got):\n%s", d)
+				}
+			}
+			h := &harness{TB: t, s: s, index: n.Index()}
+			h.must(putStack(web("more", 82)))
+			h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: n.Incarnation(), Format: Format}})
+			h.must(Command{SetNodeState: &SetNodeState{ID: "n2", State: spec.NodeReady}})
+			h.must(Command{SetRole: &SetRole{ID: "n2", Role: spec.RoleManager}})
+			again := newStore(true)
+			if err := again.Restore(strings.NewReader(dump(t, s.Snapshot()))); err != nil {
+				t.Errorf("the raised state does not load: %v", err)
+			}
+		})
+	}
+}
+
+// A state of an old format takes what a program of that format would have
+// taken, and is written so that it could read it.
+func TestFormatRatchet(t *testing.T) {
+	h := &harness{TB: t, s: newStore(true)}
+	h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: 1}})
+	h.must(Command{PutNode: &PutNode{ID: "n1", Name: "alpha", Role: spec.RoleManager}})
+	h.must(Command{PutNode: &PutNode{ID: "n2", Name: "beta", Role: spec.RoleManager}})
+	h.must(Command{SetNodeState: &SetNodeState{ID: "n2", State: spec.NodeDown}})
+	exclusive := edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Template.Exclusive = true })
+	told := func(id spec.NodeID, format int) Command {
+		return Command{Reports: &Reports{Reports: []spec.Report{{Node: id, Info: &spec.NodeInfo{OS: "linux", Format: format}}}}}
+	}
+	newer := []Command{
+		{SetRole: &SetRole{ID: "n2", Role: spec.RoleWorker}},
+		{RemoveNode: &RemoveNode{ID: "n2"}},
+		{SetAuthority: &SetAuthority{Authority: authority("r1")}},
+		{PutNode: &PutNode{ID: "n1", Name: "alpha", Role: spec.RoleManager, Key: "k"}},
+		{PutNode: &PutNode{ID: "n1", Name: "alpha"}},
+		{SetNode: &SetNode{ID: "n1", Availability: ptr(spec.NodeDrain), StopPinned: true}},
+		putStack(exclusive),
+		told("n1", 2),
+	}
+	for _, c := range newer {
+		if got := c.NeedsFormat(); got != 2 {
+			t.Errorf("%s needs format %d", c.Kind(), got)
+		}
+		if b, err := Encode(c); err != nil || b[0] != 2 {
+			t.Errorf("%s is written in format %d, %v", c.Kind(), b[0], err)
+		}
+		h.refuse(c, spec.ErrConflict, "needs format 2", "upgrade")
+	}
+	for _, c := range []Command{putStack(web("shop", 80)), told("n1", 0), {PutNode: &PutNode{ID: "n1", Name: "alpha", Role: spec.RoleManager}}} {
+		if b, err := Encode(c); err != nil || b[0] != 1 {
+			t.Errorf("%s is written in format %d, %v", c.Kind(), b[0], err)
+		}
+		h.must(c)
+	}
+	state := dump(t, h.s.Snapshot())
+	for _, word := range []string{"authority", "down_since", "stop_pinned"} {
+		if state[0] != 1 || strings.Contains(state, word) {
+			t.Errorf("a state of format 1 is written as format %d, with %s: %t", state[0], word, strings.Contains(state, word))
 		}
 	}
-	golden, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
+	if got := h.s.Snapshot().CommonFormat("n1"); got != 1 {
+		t.Errorf("the common format is %d while n2 has told nothing", got)
 	}
-	s := newStore(true)
-	if err := s.Restore(bytes.NewReader(golden)); err != nil {
-		t.Fatal(err)
+	h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: 2}})
+	h.refuse(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: 1}}, spec.ErrConflict, "cannot go back")
+	for _, c := range newer[2:6] {
+		h.must(c)
 	}
-	n := s.Snapshot()
-	if n.ClusterID() != "c1" || n.Index() == 0 || n.Stack("shop").Revision != 2 || len(n.Tasks()) != 2 || n.Task(n.TasksOn("n1")[0].ID).Status.Attempts[0].ExitCode != 137 {
-		t.Errorf("the state was read wrongly:\n%s", dump(t, n))
+	if got := dump(t, h.s.Snapshot())[0]; got != 2 {
+		t.Errorf("a state of format 2 is written as format %d", got)
 	}
-	if res := s.Apply(n.Index()+1, putStack(web("more", 82))); res.Err != nil {
-		t.Errorf("the state cannot be used: %v", res.Err)
+}
+
+func TestCommonFormat(t *testing.T) {
+	h := newHarness(t)
+	n := *h.s.Snapshot()
+	n.meta.Format = 1
+	if got := n.CommonFormat("n1"); got != Format {
+		t.Errorf("workers have a say: %d", got)
 	}
-	if Format == 1 {
-		if d := cmp.Diff(string(golden), dump(t, n)); d != "" {
-			t.Errorf("the state persists to other bytes (-golden +got):\n%s", d)
-		}
-		if d := cmp.Diff(string(golden), dump(t, history(t).s.Snapshot())); d != "" {
-			t.Errorf("the same history gives another state (-golden +got):\n%s", d)
-		}
+	if got := n.CommonFormat("n2"); got != 1 {
+		t.Errorf("a manager that has told nothing knows format %d", got)
+	}
+	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{Format: Format}}}}})
+	n = *h.s.Snapshot()
+	n.meta.Format = 1
+	if got := n.CommonFormat("n2"); got != Format {
+		t.Errorf("all managers know format %d, common is %d", Format, got)
 	}
 }
 
@@ -120,9 +210,11 @@ func TestRestoreRefuses(t *testing.T) {
 	for name, bad := range map[string]string{
 		"empty":         "",
 		"format 0":      "\x00" + state[1:],
-		"newer format":  "\x02" + state[1:],
-		"state format":  swap(`"format":1`, `"format":2`),
-		"no format":     swap(`"format":1`, `"format":0`),
+		"newer format":  "\x03" + strings.Replace(state[1:], `"format":2`, `"format":3`, 1),
+		"older format":  "\x01" + state[1:],
+		"newer table":   "\x01" + strings.Replace(state[1:], `"format":2`, `"format":1`, 1),
+		"state format":  swap(`"format":2`, `"format":1`),
+		"no format":     swap(`"format":2`, `"format":0`),
 		"cut":           state[:len(state)/2],
 		"line missing":  strings.Join(lines[:len(lines)-2], ""),
 		"row missing":   strings.Join(append(append([]string{}, lines[:2]...), lines[3:]...), ""),
@@ -133,11 +225,12 @@ func TestRestoreRefuses(t *testing.T) {
 		"unknown row":   swap(`"availability":`, `"mood":1,"availability":`),
 		"bad key":       swap(`{"id":"1-5","stack":"shop"`, `{"id":"one","stack":"shop"`),
 		"row twice":     swap(`"id":"n2"`, `"id":"n1"`),
+		"node twice":    swap(`"name":"beta"`, `"name":"alpha"`),
 		"name twice":    swap(`"name":"old_default"`, `"name":"shop_default"`),
 		"no JSON":       swap(`{"table":"nodes"`, `["table":"nodes"`),
-		"many rows":     swap(`{"table":"nodes","rows":2}`, `{"table":"nodes","rows":3}`),
-		"few rows":      swap(`{"table":"nodes","rows":2}`, `{"table":"nodes","rows":1}`),
-		"negative rows": swap(`{"table":"nodes","rows":2}`, `{"table":"nodes","rows":-1}`),
+		"many rows":     swap(`{"table":"nodes","rows":3}`, `{"table":"nodes","rows":4}`),
+		"few rows":      swap(`{"table":"nodes","rows":3}`, `{"table":"nodes","rows":1}`),
+		"negative rows": swap(`{"table":"nodes","rows":3}`, `{"table":"nodes","rows":-1}`),
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHarness(t)

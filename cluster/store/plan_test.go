@@ -342,7 +342,7 @@ func TestAddressIsHandedOn(t *testing.T) {
 	}
 	next.Remove = []spec.TaskID{id}
 	h.mustPart(next)
-	if got := h.kinds(); got != "node.up node.up stack.applied node.down task.lost node.up" {
+	if got := h.kinds(); got != "node.joined node.joined stack.applied node.down task.lost node.up" {
 		t.Errorf("events %q", got)
 	}
 }

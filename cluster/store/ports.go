@@ -28,7 +28,9 @@ func publishedPorts(s *spec.Service) []spec.Port {
 	return ports
 }
 
-// checkPorts refuses a port of s that another service holds.
+// checkPorts refuses a port of s that another service holds. Two services may
+// publish one port in mode host where there are several nodes: placement keeps
+// their tasks apart.
 func (r *reducer) checkPorts(s *spec.Service) error {
 	for _, p := range publishedPorts(s) {
 		for other := range r.services.with(r.txn, byPort, portValue(&p)) {
@@ -36,6 +38,9 @@ func (r *reducer) checkPorts(s *spec.Service) error {
 				continue
 			}
 			for _, q := range publishedPorts(other) {
+				if p.Mode == spec.PublishHost && q.Mode == spec.PublishHost && r.severalNodes() {
+					continue
+				}
 				if p.Published == q.Published && p.Protocol == q.Protocol && hostIPsOverlap(p.HostIP, q.HostIP) {
 					return spec.Conflictf("port %s is published by %s already", portName(&p), other.Key())
 				}
@@ -43,6 +48,14 @@ func (r *reducer) checkPorts(s *spec.Service) error {
 		}
 	}
 	return nil
+}
+
+func (r *reducer) severalNodes() bool {
+	n := 0
+	for range r.nodes.all(r.txn) {
+		n++
+	}
+	return n > 1 && r.meta.Format >= 2
 }
 
 func portName(p *spec.Port) string {

@@ -54,7 +54,7 @@ func (g *generator) command(step int) Command {
 	}
 	switch k := g.IntN(100); {
 	case k < 2:
-		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: g.n.Incarnation() + g.Uint64N(2)}
+		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: g.n.Incarnation() + g.Uint64N(2), Format: pick(g, 0, 1, 2)}
 	case k < 22:
 		c.PutStack = g.putStack()
 	case k < 27:
@@ -71,8 +71,18 @@ func (g *generator) command(step int) Command {
 	case k < 44:
 		c.SetNode = &SetNode{ID: g.node(), Availability: ptr(pick(g, spec.NodeActive, spec.NodeDrain, "odd")), Labels: map[string]*string{"l": pick(g, nil, ptr("1")), "m": ptr("2")}}
 	case k < 50:
-		c.PutNode = &PutNode{ID: g.node(), Name: pick(g, "alpha", "beta"), Role: pick(g, spec.RoleManager, spec.RoleWorker)}
-	case k < 54:
+		id := g.node()
+		c.PutNode = &PutNode{ID: id, Name: pick(g, "host-"+string(id), "alpha"), Role: pick(g, "", spec.RoleManager, spec.RoleWorker), Key: pick(g, "", "k1", "k2")}
+	case k < 51:
+		c.RemoveNode = &RemoveNode{ID: g.node(), Force: g.maybe(50)}
+	case k < 52:
+		c.SetRole = &SetRole{ID: g.node(), Role: pick(g, spec.RoleManager, spec.RoleWorker)}
+	case k < 53:
+		c.SetAuthority = &SetAuthority{Authority: authority(pick(g, "r1", "r2"))}
+		if a := g.n.Authority(); a != nil && g.maybe(80) {
+			c.SetAuthority.Base = a.Version
+		}
+	case k < 56:
 		c.SetNodeState = &SetNodeState{ID: g.node(), State: pick(g, spec.NodeReady, spec.NodeDown)}
 	case k < 82:
 		c.ApplyPlan = &ApplyPlan{Epoch: g.n.Epoch() + uint64(g.IntN(20)/19)}
@@ -266,7 +276,7 @@ func TestRandomHistories(t *testing.T) {
 			}
 		}
 	}
-	for _, kind := range []string{"put_stack", "remove_stack", "scale_service", "put_content", "set_node", "put_node", "set_node_state", "apply_plan", "reports", "bootstrap", "remove_volumes"} {
+	for _, kind := range []string{"put_stack", "remove_stack", "scale_service", "put_content", "set_node", "put_node", "set_node_state", "apply_plan", "reports", "bootstrap", "remove_volumes", "set_role", "remove_node", "set_authority"} {
 		if did[kind] == 0 && seeds > 3 {
 			t.Errorf("the histories never do %s successfully: %v", kind, did)
 		}
@@ -317,6 +327,9 @@ func checkInvariants(t *testing.T, old, n *Snapshot) {
 		if task.Node == "" && task.Status.State != spec.TaskPending && !task.Status.State.Terminal() {
 			t.Errorf("task %s is %s without a node", task.ID, task.Status.State)
 		}
+		if !task.Status.State.Terminal() && task.Node != "" && n.Node(task.Node) == nil {
+			t.Errorf("task %s is %s on node %s, which is gone", task.ID, task.Status.State, task.Node)
+		}
 		for _, a := range task.Addresses {
 			if !n.HoldsAddresses(task) {
 				continue
@@ -350,6 +363,24 @@ func checkInvariants(t *testing.T, old, n *Snapshot) {
 		if was := old.Service(s.Stack, s.Name); was != nil && was != s && was.Version >= s.Version {
 			t.Errorf("service %s was written without a new version", s.Key())
 		}
+	}
+	for _, v := range n.Volumes() {
+		if v.Removing && slices.ContainsFunc(v.Homes, func(id spec.NodeID) bool { return n.Node(id) == nil }) {
+			t.Errorf("volume %s waits for nodes that are gone: %v", v.Name, v.Homes)
+		}
+	}
+	managers, names := 0, map[string]bool{}
+	for _, node := range n.Nodes() {
+		if names[node.Name] || node.DownSince.IsZero() != (node.State == spec.NodeReady) && n.Format() >= 2 && old.Format() >= 2 && old.Node(node.ID) != nil && old.Node(node.ID).State != node.State {
+			t.Errorf("node %+v", node)
+		}
+		names[node.Name] = true
+		if node.Role == spec.RoleManager {
+			managers++
+		}
+	}
+	if managers == 0 && len(n.Nodes()) > 0 && len(old.Nodes()) > 0 && slices.ContainsFunc(old.Nodes(), func(o *spec.Node) bool { return o.Role == spec.RoleManager }) {
+		t.Error("the last manager is gone")
 	}
 	for _, row := range n.Stacks() {
 		rev := n.StackRevision(row.Name, row.Revision)

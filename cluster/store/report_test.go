@@ -56,7 +56,7 @@ func TestReportStates(t *testing.T) {
 	if h.report("n1", id, spec.TaskStopped).Changed || h.report("n1", id, spec.TaskFailed).Changed {
 		t.Error("what is over goes on")
 	}
-	if got := h.kinds(); got != "node.up node.up stack.applied task.failed" {
+	if got := h.kinds(); got != "node.joined node.joined stack.applied task.failed" {
 		t.Errorf("events %q", got)
 	}
 }

@@ -19,6 +19,7 @@ type tables struct {
 	networks       table[spec.Network]       // by ID
 	volumes        table[spec.Volume]        // by ID
 	nodes          table[spec.Node]          // by ID
+	authority      table[spec.Authority]     // one row
 	revisions      table[spec.Revision]      // by ID
 	contents       table[spec.Content]       // by ID
 	events         table[spec.Event]         // by Seq
@@ -39,7 +40,7 @@ type request struct {
 
 // The names of indexes.
 const (
-	byName     = "name"     // networks, volumes: cluster-wide name
+	byName     = "name"     // networks, volumes, nodes: cluster-wide name
 	byStack    = "stack"    // networks, volumes: owning stack
 	byService  = "service"  // tasks: stack and service
 	byNode     = "node"     // tasks
@@ -86,7 +87,11 @@ func newTables() *tables {
 				{name: byRemoving, values: volumeRemovingValue},
 				{name: byContent, values: func(v *spec.Volume) [][]byte { return contentValues([]spec.ContentID{v.Spec.Seed}) }},
 			}},
-		nodes: table[spec.Node]{name: "nodes", key: func(n *spec.Node) []byte { return textKey(n.ID) }},
+		nodes: table[spec.Node]{name: "nodes", key: func(n *spec.Node) []byte { return textKey(n.ID) },
+			indexes: []index[spec.Node]{
+				{name: byName, unique: true, values: func(n *spec.Node) [][]byte { return one(textKey(n.Name)) }},
+			}},
+		authority: table[spec.Authority]{name: "authority", since: 2, key: func(*spec.Authority) []byte { return authorityKey }},
 		revisions: table[spec.Revision]{name: "revisions",
 			key: func(r *spec.Revision) []byte { return textKey(r.ID) },
 			indexes: []index[spec.Revision]{
@@ -102,10 +107,13 @@ func newTables() *tables {
 	}
 }
 
+// authorityKey is the key of the only row of its table.
+var authorityKey = []byte("authority")
+
 // list returns every table in the order of a snapshot, which is fixed.
 func (t *tables) list() []anyTable {
 	return []anyTable{&t.stacks, &t.stackRevisions, &t.services, &t.tasks, &t.networks, &t.volumes,
-		&t.nodes, &t.revisions, &t.contents, &t.events, &t.requests}
+		&t.nodes, &t.authority, &t.revisions, &t.contents, &t.events, &t.requests}
 }
 
 // open returns an empty database.

@@ -59,6 +59,20 @@ func (n *Snapshot) ClusterID() string { return n.meta.ClusterID }
 // Format returns the format that commands may use at most.
 func (n *Snapshot) Format() int { return n.meta.Format }
 
+// CommonFormat returns the newest format that every manager knows: self, which
+// runs this program, and the others by what they report. When it is above
+// Format, the leader may raise that with a Bootstrap of the same incarnation. A
+// manager that has not told counts as of format 1.
+func (n *Snapshot) CommonFormat(self spec.NodeID) int {
+	f := Format
+	for m := range n.tables.nodes.all(n.read()) {
+		if m.ID != self && m.Role == spec.RoleManager {
+			f = min(f, max(m.Info.Format, 1))
+		}
+	}
+	return max(f, n.meta.Format)
+}
+
 // Stacks returns all stacks by name.
 func (n *Snapshot) Stacks() []*spec.StackRow { return collect(n.tables.stacks.all(n.read())) }
 
@@ -145,6 +159,17 @@ func (n *Snapshot) Nodes() []*spec.Node { return collect(n.tables.nodes.all(n.re
 
 // Node returns the node with the ID.
 func (n *Snapshot) Node(id spec.NodeID) *spec.Node { return n.tables.nodes.get(n.read(), textKey(id)) }
+
+// NodeNamed returns the node of that name.
+func (n *Snapshot) NodeNamed(name string) *spec.Node {
+	return n.tables.nodes.first(n.read(), byName, textKey(name))
+}
+
+// Authority returns the certificate authority; nil before there is one. It
+// holds private keys and must not leave the managers.
+func (n *Snapshot) Authority() *spec.Authority {
+	return n.tables.authority.get(n.read(), authorityKey)
+}
 
 // Revisions returns all revisions by ID.
 func (n *Snapshot) Revisions() []*spec.Revision { return collect(n.tables.revisions.all(n.read())) }

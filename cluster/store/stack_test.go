@@ -34,7 +34,7 @@ func TestPutStackMakesObjects(t *testing.T) {
 	if d := cmp.Diff(want, n.StackRevisions("shop"), cmpopts.IgnoreFields(spec.StackRevision{}, "Time")); d != "" {
 		t.Error(d)
 	}
-	if got := h.kinds(); got != "node.up node.up stack.applied" {
+	if got := h.kinds(); got != "node.joined node.joined stack.applied" {
 		t.Errorf("events %q", got)
 	}
 }
@@ -323,7 +323,7 @@ func TestRemoveStack(t *testing.T) {
 	if n.VolumeNamed("shop_data").Removing || n.Task(id) == nil || n.Task(id).Desired != spec.DesiredRunning {
 		t.Error("volume or task was touched")
 	}
-	if got := h.kinds(); got != "node.up node.up stack.applied stack.removed" {
+	if got := h.kinds(); got != "node.joined node.joined stack.applied stack.removed" {
 		t.Errorf("events %q", got)
 	}
 }

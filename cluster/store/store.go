@@ -29,13 +29,14 @@ type Store struct {
 	turn atomic.Uint64
 }
 
-// New returns a store with an empty state.
+// New returns a store with an empty state, of format 1 until a Bootstrap raises
+// it.
 func New() *Store { return newStore(raceEnabled) }
 
 func newStore(guarded bool) *Store {
 	t := newTables()
 	s := &Store{tables: t, db: t.open(), watch: make(chan struct{}), guarded: guarded}
-	s.cur.Store(&Snapshot{tables: t, db: s.db.Snapshot(), meta: meta{Format: Format}})
+	s.cur.Store(&Snapshot{tables: t, db: s.db.Snapshot(), meta: meta{Format: 1}})
 	return s
 }
 

@@ -22,6 +22,8 @@ import (
 // reflection.
 type table[T any] struct {
 	name string
+	// since is the first format that has the table; 0 is all.
+	since int
 	// key of a row, unique; nil when the row has none and may not be stored.
 	key func(*T) []byte
 	// indexes by which rows are also found.
@@ -283,10 +285,12 @@ func (t *table[T]) count(txn *memdb.Txn) int {
 }
 
 func (t *table[T]) title() string { return t.name }
+func (t *table[T]) format() int   { return t.since }
 
 // anyTable is what all tables have in common.
 type anyTable interface {
 	title() string
+	format() int
 	schema() *memdb.TableSchema
 	count(*memdb.Txn) int
 	dump(*memdb.Txn, func([]byte) error) error

@@ -23,6 +23,11 @@ func (r *reducer) removeVolumes(c *RemoveVolumes) error {
 		if v.Removing {
 			continue
 		}
+		if r.allCopiesGone(v) && r.declarer(v.Name) != "" {
+			r.forgetHomes(v) // its services need the volume, if an empty one
+			r.event(spec.Event{Kind: "volume.reset", Stack: v.Stack, Message: v.Name + " begins anew: its copies were on nodes that were removed"})
+			continue
+		}
 		if err := r.checkUnused(v, ""); err != nil {
 			return err
 		}
@@ -30,6 +35,12 @@ func (r *reducer) removeVolumes(c *RemoveVolumes) error {
 	}
 	r.sweepVolumes()
 	return nil
+}
+
+// allCopiesGone reports whether every copy of a volume was on a node that is no
+// part of the cluster any more.
+func (r *reducer) allCopiesGone(v *spec.Volume) bool {
+	return len(v.Homes) > 0 && !slices.ContainsFunc(v.Homes, func(id spec.NodeID) bool { return r.nodes.get(r.txn, textKey(id)) != nil })
 }
 
 // removeVolumesOf marks every volume that a stack owns, after its row is gone.
@@ -97,6 +108,7 @@ func (r *reducer) markRemoving(v *spec.Volume) {
 	next := *v
 	next.Removing, next.Version = true, r.index
 	put(r, &r.volumes, next)
+	r.forgetHomes(&next)
 }
 
 // sweepVolumes deletes the rows of volumes whose data is gone everywhere.

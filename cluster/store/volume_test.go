@@ -43,7 +43,7 @@ func TestRemoveVolumes(t *testing.T) {
 	if h.s.Snapshot().Volume(v.ID) != nil {
 		t.Error("the row is still there")
 	}
-	if got := h.kinds(); got != "node.up node.up stack.applied task.stopped stack.removed volume.removed" {
+	if got := h.kinds(); got != "node.joined node.joined stack.applied task.stopped stack.removed volume.removed" {
 		t.Errorf("events %q", got)
 	}
 }

@@ -172,3 +172,39 @@ func BenchmarkLoad1000Services(b *testing.B) {
 		}
 	}
 }
+
+// TestExclusive follows x-wherry through the ways in which it can be written.
+func TestExclusive(t *testing.T) {
+	tests := []struct {
+		text string
+		want bool
+		err  string // part of the refusal; "" when there is none
+	}{
+		{"services: {web: {image: nginx, x-wherry: {exclusive: true}}}", true, ""},
+		{"services: {web: {image: nginx, x-wherry: {exclusive: \"${ON}\"}}}", true, ""},
+		{"services: {web: {image: nginx, x-wherry: {exclusive: false}}}", false, ""},
+		{"services: {web: {image: nginx, x-wherry: {}}}", false, ""},
+		{"services: {web: {image: nginx, x-wherry: }}", false, ""},
+		{"x-base: &b {x-wherry: {exclusive: true}}\nservices: {web: {<<: *b, image: nginx}}", true, ""},
+		{"services: {web: {image: nginx, x-wherry: true}}", false, "services.web.x-wherry: true is no mapping"},
+		{"services: {web: {image: nginx, x-wherry: {exclusive: 3}}}", false, "services.web.x-wherry.exclusive: \"3\" is neither true nor false"},
+		{"services: {web: {image: nginx, x-wherry: {exclusiv: true}}}", false, "services.web.x-wherry.exclusiv: there is no such key; did you mean \"exclusive\"?"},
+		{"x-wherry: {exclusive: true}\nservices: {web: {image: nginx}}", false, "x-wherry: there is nothing to be set here; x-wherry stands below services.NAME"},
+		{"services: {web: {image: nginx, deploy: {update_config: {order: start-first}}, x-wherry: {exclusive: true}}}", true, "services.web.deploy.update_config.order"},
+	}
+	for _, tt := range tests {
+		file := filepath.Join(t.TempDir(), "stack.yml")
+		writeFile(t, file, tt.text)
+		r, err := Load(t.Context(), Options{Files: []string{file}, Env: map[string]string{"ON": "true"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch err := r.Err(); {
+		case tt.err == "" && err != nil, tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)):
+			t.Errorf("%s: %v, want %q", tt.text, err, tt.err)
+		}
+		if got := r.Stack.Services["web"].Template.Exclusive; got != tt.want && tt.err == "" {
+			t.Errorf("%s: exclusive %v", tt.text, got)
+		}
+	}
+}

@@ -66,6 +66,7 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 		Devices:     c.devices(at.key("devices"), s.Devices),
 		Log:         c.log(at.key("logging"), s.Logging),
 	}
+	c.own(at.key("x-wherry"), s.Extensions["x-wherry"], &t)
 	c.image(at, s, &t)
 	if s.StopGracePeriod != nil {
 		t.StopGrace = spec.Duration(*s.StopGracePeriod)
@@ -76,6 +77,25 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 	c.attach(at, s, &t)
 	t.Mounts = c.mounts(at, s)
 	return t
+}
+
+// own converts x-wherry. Which keys there are is judged by the table.
+func (c *conversion) own(at path, v any, t *spec.Template) {
+	if v == nil {
+		return
+	}
+	keys, ok := v.(map[string]any)
+	if !ok {
+		c.refuse(at, "write for instance x-wherry: {exclusive: true}", "%v is no mapping", v)
+		return
+	}
+	if v, ok := keys["exclusive"]; ok {
+		b, err := strconv.ParseBool(fmt.Sprint(v)) // a string after interpolation
+		if err != nil {
+			c.refuse(at.key("exclusive"), "", "%q is neither true nor false", fmt.Sprint(v))
+		}
+		t.Exclusive = b
+	}
 }
 
 func (c *conversion) image(at path, s types.ServiceConfig, t *spec.Template) {

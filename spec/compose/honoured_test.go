@@ -57,7 +57,7 @@ func holdsHonoured(path string, rows []row) bool {
 
 func allRows() []row {
 	var all []row
-	for _, group := range [][]row{topRows, serviceRows, deployRows, resourceRows} {
+	for _, group := range [][]row{topRows, serviceRows, deployRows, resourceRows, ownRows} {
 		all = append(all, group...)
 	}
 	return all

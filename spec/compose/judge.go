@@ -152,7 +152,7 @@ type level struct {
 
 func newTable() *table {
 	t := &table{root: &level{next: map[string]*level{}}}
-	for _, group := range [][]row{topRows, serviceRows, deployRows, resourceRows} {
+	for _, group := range [][]row{topRows, serviceRows, deployRows, resourceRows, ownRows} {
 		for i := range group {
 			t.insert(&group[i])
 		}
@@ -204,8 +204,8 @@ func (t *table) lookup(p path) (*row, keyState) {
 // structure is the row of a level that only holds others.
 var structure = row{}
 
-// ownExtension is the row of keys that extend Compose for this product.
-var ownExtension = row{verdict: Refused, note: "extensions of Wherry are not built yet", subtree: true}
+// ownExtension is the row of x-wherry where it has no meaning.
+var ownExtension = row{verdict: Refused, note: "there is nothing to be set here", hint: "x-wherry stands below services.NAME", subtree: true}
 
 // suggest says what key may have been meant at p.
 func (t *table) suggest(p path) string {

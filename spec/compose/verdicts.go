@@ -119,6 +119,12 @@ var deployRows = []row{
 	{path: "services.*.deploy.resources.reservations.devices", verdict: Refused, note: "GPUs and other requested devices: " + notBuilt, hint: "name the device nodes by devices:", subtree: true},
 }
 
+// ownRows judge what Compose has no key for.
+var ownRows = []row{
+	{path: "services.*.x-wherry", note: "what Compose has no key for"},
+	{path: "services.*.x-wherry.exclusive", note: "true: no two tasks of one place ever run at the same time. A task runs while its node holds a lease of 15 s from the managers, is ended when none answers, and is replaced 20 s after its node was lost; an update stops the old task before it starts the new one"},
+}
+
 // zeroTimes are the ways to write no time.
 var zeroTimes = []string{"0", "0s", "0ms", "0m"}
 

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"wherry.dev/cluster/store"
 	"wherry.dev/reconciler"
@@ -15,8 +16,13 @@ type host struct {
 	id   spec.NodeID
 	name string
 	up   bool // reachable; a host that is not goes on with what it has
-	want spec.Wanted
-	runs map[spec.TaskID]*run
+	// flipped is when it was cut off or came back.
+	flipped time.Time
+	memory  int64
+	want    spec.Wanted
+	// lease is until when exclusive tasks may run.
+	lease time.Time
+	runs  map[spec.TaskID]*run
 	// gone are volumes whose removal is to be told.
 	gone map[spec.VolumeID]bool
 }
@@ -30,6 +36,37 @@ type run struct {
 	told   spec.TaskState // the state in the last report that arrived
 	health spec.HealthState
 	hangs  bool // does not get further until the faults end
+	// exclusive: the process needs a lease; ended says that it was killed for the
+	// lack of one, until there is another.
+	exclusive, ended bool
+	// stopBy is when the process is killed that the host was told to stop.
+	stopBy time.Time
+}
+
+// lives reports whether there is a process.
+func (r *run) lives() bool { return r.status.State == spec.TaskRunning && !r.ended }
+
+// The times of leases and of stopping.
+const (
+	leaseTime = 15 * time.Second
+	stopGrace = 10 * time.Second
+)
+
+// endLeases kills what has no lease any more, and what took too long to stop.
+func (h *host) endLeases(w *World) {
+	for _, id := range h.ids() {
+		r := h.runs[id]
+		if !r.exclusive || !r.lives() {
+			continue
+		}
+		switch {
+		case !w.now.Before(h.lease):
+			w.note("%s kills task %s: its lease is over", h.name, id)
+			r.ended = true
+		case !r.stopBy.IsZero() && !w.now.Before(r.stopBy):
+			r.status.State, r.status.Since = spec.TaskStopped, w.now
+		}
+	}
 }
 
 // unchecked: the image has no health check.
@@ -44,12 +81,32 @@ func (h *host) hear(w *World, through bool) {
 	if !h.up || !through {
 		return
 	}
-	h.want = reconciler.Wanted(w.store.Snapshot(), h.id)
+	snap := w.store.Snapshot()
+	if index := snap.Index(); h.want.Index != index {
+		h.want = reconciler.Wanted(snap, h.id)
+	}
+	n := snap.Node(h.id)
+	if n == nil {
+		h.want = spec.Wanted{} // it is told that it was removed
+	}
+	for _, r := range h.runs {
+		if d, wanted := h.wanted(r.task.ID); r.stopBy.IsZero() && (!wanted || d != spec.DesiredRunning) {
+			r.stopBy = w.now.Add(stopGrace)
+		}
+	}
+	if n != nil && n.State == spec.NodeReady {
+		h.lease = w.now.Add(leaseTime)
+		for _, t := range h.want.Tasks {
+			if r := h.runs[t.ID]; r != nil && t.Desired == spec.DesiredRunning {
+				r.ended = false
+			}
+		}
+	}
 	for _, t := range h.want.Tasks {
 		if h.runs[t.ID] == nil {
 			tmpl := h.want.Revisions[t.Revision]
 			h.runs[t.ID] = &run{
-				image: tmpl.Image, once: tmpl.Restart.Condition == spec.RestartNone,
+				image: tmpl.Image, exclusive: tmpl.Exclusive, once: tmpl.Restart.Condition == spec.RestartNone,
 				status: spec.TaskStatus{State: spec.TaskAssigned}, hangs: !w.calm && w.chance(5),
 			}
 		}
@@ -75,6 +132,7 @@ func (h *host) ids() []spec.TaskID { return slices.Sorted(maps.Keys(h.runs)) }
 func (h *host) step(w *World) {
 	if ids := h.ids(); len(ids) > 0 {
 		h.advance(w, h.runs[ids[w.rng.IntN(len(ids))]])
+		w.checkExclusive()
 	}
 }
 
@@ -109,6 +167,8 @@ func (h *host) advance(w *World, r *run) bool {
 		to = spec.TaskPreparing
 	case r.status.State == spec.TaskPreparing:
 		to = spec.TaskStarting
+	case r.status.State == spec.TaskStarting && r.exclusive && !w.now.Before(h.lease):
+		return false
 	case r.status.State == spec.TaskStarting:
 		to, r.status.Started, r.health = spec.TaskRunning, 1, spec.HealthStarting
 		if r.unchecked() {
@@ -163,8 +223,8 @@ func (h *host) tell(w *World) {
 	}
 }
 
-func (h *host) arrive(w *World, c store.Command, rep spec.Report) {
-	w.apply(c)
+func (h *host) arrive(w *World, c store.Command, rep spec.Report) (changed bool) {
+	changed = w.apply(c).Changed
 	for _, t := range rep.Tasks {
 		if r := h.runs[t.Task]; r != nil {
 			r.told = t.Status.State
@@ -174,6 +234,7 @@ func (h *host) arrive(w *World, c store.Command, rep spec.Report) {
 	for _, v := range rep.VolumesRemoved {
 		delete(h.gone, v)
 	}
+	return changed
 }
 
 func (h *host) tellAll(w *World) bool {
@@ -184,26 +245,18 @@ func (h *host) tellAll(w *World) bool {
 		}
 	}
 	if any {
-		before := encode(w.store.Snapshot().Tasks())
-		volumes := len(w.store.Snapshot().Volumes())
-		h.arrive(w, store.Command{Time: w.now, Reports: &store.Reports{Reports: []spec.Report{rep}}}, rep)
-		return string(before) != string(encode(w.store.Snapshot().Tasks())) || volumes != len(w.store.Snapshot().Volumes())
+		return h.arrive(w, store.Command{Time: w.now, Reports: &store.Reports{Reports: []spec.Report{rep}}}, rep)
 	}
 	return false
 }
 
 // flip cuts the host off, or brings it back, perhaps after a reboot.
 func (h *host) flip(w *World) {
-	h.up = !h.up
-	state := spec.NodeDown
-	if h.up {
-		state = spec.NodeReady
-		if w.chance(50) {
-			h.reboot(w)
-		}
+	h.up, h.flipped = !h.up, w.now
+	if h.up && w.chance(50) {
+		h.reboot(w)
 	}
-	w.note("%s is %s", h.name, state)
-	w.apply(store.Command{SetNodeState: &store.SetNodeState{ID: h.id, State: state}})
+	w.note("%s is reachable: %t", h.name, h.up)
 }
 
 // reboot ends all processes; what ran is found to have failed.
@@ -220,6 +273,7 @@ func (h *host) heal(w *World) {
 	if !h.up {
 		h.flip(w)
 	}
+	w.apply(store.Command{Time: w.clock(), SetNodeState: &store.SetNodeState{ID: h.id, State: spec.NodeReady}})
 	active := spec.NodeActive
 	w.apply(store.Command{SetNode: &store.SetNode{ID: h.id, Availability: &active}})
 }

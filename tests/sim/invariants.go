@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"wherry.dev/cluster/store"
@@ -22,6 +23,8 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkPlaces(before, after, c)
 	w.checkTrust(before, after, c)
 	w.checkLimits(before, after, c)
+	w.checkMoves(before, after, c)
+	w.checkNodes(before, after, c)
 	if c.RemoveStack == nil && c.RemoveVolumes == nil {
 		w.checkData(before, after)
 	}
@@ -81,7 +84,7 @@ func (w *World) checkAddresses(s *store.Snapshot) {
 // checkPlaces: what a plan makes stays within the bounds of the service.
 func (w *World) checkPlaces(before, after *store.Snapshot, c *store.Command) {
 	for _, svc := range after.Services() {
-		exclusive := svc.Name == "db" || svc.Name == "api"
+		exclusive := svc.Name == "db" || svc.Name == "api" || svc.Name == "solo"
 		live, perSlot := 0, map[string]int{}
 		for _, t := range after.TasksOf(svc.Stack, svc.Name) {
 			if t.Status.State.Terminal() {
@@ -132,6 +135,96 @@ func (w *World) checkTrust(before, after *store.Snapshot, c *store.Command) {
 	}
 }
 
+// checkMoves: a task that serves on a drained node is stopped only when another
+// one at its place is known to last.
+func (w *World) checkMoves(before, after *store.Snapshot, c *store.Command) {
+	if c.ApplyPlan == nil || w.scarce {
+		return
+	}
+	for _, old := range before.Tasks() {
+		t, svc, n := after.Task(old.ID), after.Service(old.Stack, old.Service), after.Node(old.Node)
+		if t == nil || svc == nil || svc.Name != "web" || !old.Ready() || t.Desired == spec.DesiredRunning || t.Slot > svc.Replicas ||
+			n == nil || n.State != spec.NodeReady || n.Availability != spec.NodeDrain || n.StopPinned {
+			continue
+		}
+		lasts := false
+		for _, next := range before.TasksOf(old.Stack, old.Service) {
+			if next.ID != old.ID && next.Place() == old.Place() && next.Ready() &&
+				(next.Status.Health == spec.HealthHealthy || !c.Time.Before(next.Status.Since.Add(reconciler.Monitor))) {
+				lasts = true
+			}
+		}
+		if !lasts {
+			w.failf("task %s of %s was stopped on drained node %s, and nothing lasts in its place", t.ID, svc.Key(), n.Name)
+		}
+	}
+}
+
+// checkNodes: nothing is placed on a node that takes no tasks, nothing is left
+// on one that was removed, there is a manager, and names differ.
+func (w *World) checkNodes(before, after *store.Snapshot, c *store.Command) {
+	managers, names := 0, map[string]bool{}
+	for _, n := range after.Nodes() {
+		if n.Role == spec.RoleManager {
+			managers++
+		}
+		if names[n.Name] {
+			w.failf("two nodes are called %s", n.Name)
+		}
+		names[n.Name] = true
+	}
+	if managers == 0 && len(before.Nodes()) > 0 {
+		w.failf("the last manager is gone")
+	}
+	for _, t := range after.Tasks() {
+		n := after.Node(t.Node)
+		if t.Node != "" && n == nil && !t.Status.State.Terminal() {
+			w.failf("task %s is %s on a node that was removed", t.ID, t.Status.State)
+		}
+		old := before.Task(t.ID)
+		fresh := old == nil || old.Status.State == spec.TaskPending
+		if c.ApplyPlan != nil && n != nil && fresh && t.Status.State == spec.TaskAssigned && (n.State != spec.NodeReady || n.Availability != spec.NodeActive) {
+			w.failf("task %s was placed on node %s, which is %s and %s", t.ID, n.Name, n.State, n.Availability)
+		}
+	}
+}
+
+// checkExclusive: no two processes of one place of an exclusive service, on
+// whatever hosts.
+func (w *World) checkExclusive() {
+	at := map[string]spec.TaskID{}
+	for _, h := range append(slices.Clone(w.hosts), w.left...) {
+		for _, id := range h.ids() {
+			r := h.runs[id]
+			if !r.exclusive || !r.lives() {
+				continue
+			}
+			place := spec.ServiceKey(r.task.Stack, r.task.Service) + "/" + r.task.Place()
+			if other := at[place]; other != "" {
+				w.failf("tasks %s and %s of %s run at the same time, the latter on %s", other, id, place, h.name)
+			}
+			at[place] = id
+		}
+	}
+}
+
+// checkDrained: a drained node at rest has only what cannot move, and says so.
+func (w *World) checkDrained() {
+	if w.away == nil {
+		return
+	}
+	s := w.store.Snapshot()
+	n := s.Node(w.away.id)
+	for _, l := range reconciler.Leftovers(s, n.ID, w.now) {
+		svc := s.Service(l.Task.Stack, l.Task.Service)
+		paused := svc != nil && svc.Update.State == spec.UpdatePaused
+		if !paused && (!l.Pinned || n.StopPinned || svc == nil || svc.Spec.Mode == spec.Global ||
+			svc.Name == "web" && svc.Spec.Placement.Constraints == nil && !w.scarce) {
+			w.failf("task %s is left on drained node %s: %+v", l.Name, n.Name, l)
+		}
+	}
+}
+
 // checkLimits: a place whose restarts are used up is not filled again until
 // the service changes.
 func (w *World) checkLimits(before, after *store.Snapshot, c *store.Command) {
@@ -172,7 +265,7 @@ func (w *World) checkWanted() {
 		places := svc.Replicas
 		if svc.Spec.Mode == spec.Global {
 			places = len(w.hosts)
-			if w.dead != nil {
+			if w.dead != nil || w.away != nil {
 				continue // its place may be filled or not
 			}
 		}
@@ -189,6 +282,8 @@ func (w *World) checkWanted() {
 				if t.Desired == spec.DesiredRunning && mayEnd(svc) {
 					live[t.Place()] = t // done, or given up
 				}
+			case w.dead != nil && t.Node == w.dead.id && live[t.Place()] != nil && live[t.Place()].Node == t.Node:
+				// One was to stand in for the other, and nobody else can for either.
 			case live[t.Place()] != nil && !live[t.Place()].Status.State.Terminal():
 				w.failf("service %s has two tasks at %s: %s and %s", svc.Key(), t.Place(), encode(live[t.Place()]), encode(t))
 			default:
@@ -322,7 +417,7 @@ func (w *World) checkShuffled() {
 	for _, s := range []*store.Store{w.store, other} {
 		s.Apply(w.index+1, store.Command{Time: w.now, PutStack: &store.PutStack{Stack: w.fixedStack()}})
 	}
-	a, c := reconciler.Plan(w.store.Snapshot(), w.now), reconciler.Plan(other.Snapshot(), w.now)
+	a, c := reconciler.PlanSince(w.store.Snapshot(), w.now, w.since), reconciler.PlanSince(other.Snapshot(), w.now, w.since)
 	if !bytes.Equal(encode(a), encode(c)) {
 		w.failf("the order of the rows changes the plan:\n%s\n%s", encode(a), encode(c))
 	}

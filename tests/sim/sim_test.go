@@ -8,10 +8,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"wherry.dev/cluster/store"
+	"wherry.dev/spec"
 )
 
 var (
-	seeds = flag.Uint64("seeds", 0, "number of seeds; the default is SIM_SEEDS, or 500")
+	seeds = flag.Uint64("seeds", 0, "number of seeds; the default is SIM_SEEDS, or 150")
 	seed  = flag.Uint64("seed", 0, "run this seed alone and print its history")
 )
 
@@ -44,7 +47,7 @@ func count(t *testing.T) uint64 {
 	}
 	s := os.Getenv("SIM_SEEDS")
 	if s == "" {
-		return 500
+		return 150
 	}
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
@@ -63,6 +66,27 @@ func play(seed uint64) *World {
 	}
 	w.Converge()
 	return w
+}
+
+// TestLeases: hosts are cut off and come back all the time, and the leaders'
+// clocks differ; nothing but one exclusive service runs.
+func TestLeases(t *testing.T) {
+	for n := uint64(1); n <= max(count(t)/2, 1); n++ {
+		w := New(n)
+		for len(w.hosts) < 3 {
+			w.join()
+		}
+		two := 2
+		solo := spec.ServiceSpec{Mode: spec.Replicated, Replicas: &two, Template: template("app:3")}
+		solo.Template.Exclusive, solo.Template.StopGrace = true, spec.Duration(stopGrace)
+		w.apply(store.Command{PutStack: &store.PutStack{Stack: spec.Stack{Name: "shop", Services: map[string]spec.ServiceSpec{"solo": solo}}}})
+		for range 300 {
+			w.storm()
+		}
+		if w.Err() != nil {
+			t.Fatalf("seed %d: %v\n%s", n, w.Err(), strings.Join(w.Trace, "\n"))
+		}
+	}
 }
 
 // TestReplay: a seed replays bit by bit.

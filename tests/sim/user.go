@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 
 	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
@@ -14,23 +15,51 @@ func (w *World) use() {
 	name := stackNames[w.rng.IntN(len(stackNames))]
 	var c store.Command
 	switch n := w.rng.IntN(100); {
-	case n < 50:
+	case n < 45:
 		c.PutStack = &store.PutStack{Stack: w.stack(name, false), KeepOthers: w.chance(20)}
-	case n < 70:
+	case n < 62:
 		c.ScaleService = &store.ScaleService{Stack: name, Service: []string{"web", "api"}[w.rng.IntN(2)], Replicas: w.rng.IntN(5)}
-	case n < 80:
+	case n < 70:
 		c.RemoveStack = &store.RemoveStack{Name: name, Volumes: w.chance(50)}
-	case n < 90:
+	case n < 82:
 		a := []spec.Availability{spec.NodeActive, spec.NodeDrain, spec.NodePaused}[w.rng.IntN(3)]
-		c.SetNode = &store.SetNode{ID: w.hosts[w.rng.IntN(len(w.hosts))].id, Availability: &a}
-	case n < 95:
+		c.SetNode = &store.SetNode{ID: w.hosts[w.rng.IntN(len(w.hosts))].id, Availability: &a, StopPinned: a == spec.NodeDrain && w.chance(30)}
+	case n < 86:
 		disk := []string{"ssd", "hdd"}[w.rng.IntN(2)]
 		c.SetNode = &store.SetNode{ID: w.hosts[w.rng.IntN(len(w.hosts))].id, Labels: map[string]*string{"disk": &disk}}
+	case n < 89:
+		role := []spec.NodeRole{spec.RoleManager, spec.RoleWorker}[w.rng.IntN(2)]
+		c.SetRole = &store.SetRole{ID: w.hosts[w.rng.IntN(len(w.hosts))].id, Role: role}
+	case n < 95:
+		w.member()
+		return
 	default:
 		c.RemoveVolumes = &store.RemoveVolumes{Names: []string{name + "_data"}}
 	}
 	res := w.apply(c)
 	w.note("a user sends %s for %s: %v", c.Kind(), name, res.Err)
+}
+
+// member takes a host out of the cluster, or brings one in.
+func (w *World) member() {
+	switch {
+	case len(w.left) > 0 && w.chance(40):
+		i := w.rng.IntN(len(w.left))
+		h := w.left[i]
+		w.left = slices.Delete(w.left, i, i+1)
+		w.enter(h, spec.RoleWorker)
+	case len(w.hosts) < 6 && w.chance(50):
+		w.join()
+	default:
+		i := w.rng.IntN(len(w.hosts))
+		h := w.hosts[i]
+		res := w.apply(store.Command{Time: w.clock(), RemoveNode: &store.RemoveNode{ID: h.id, Force: w.chance(70)}})
+		w.note("a user removes %s: %v", h.name, res.Err)
+		if res.Err == nil {
+			w.hosts = slices.Delete(w.hosts, i, i+1)
+			w.left = append(w.left, h)
+		}
+	}
 }
 
 // lastWill declares what can come true, so that the world may come to rest.
@@ -98,6 +127,21 @@ func (w *World) stack(name string, good bool) spec.Stack {
 			api.Template.Restart.Condition = spec.RestartNone
 		}
 		s.Services["api"] = api
+	}
+	if w.chance(60) {
+		solo := spec.ServiceSpec{Mode: spec.Replicated, Template: template(image(), "default")}
+		solo.Template.Exclusive = true
+		solo.Template.StopGrace = spec.Duration(stopGrace)
+		if w.chance(40) {
+			n := 1 + w.rng.IntN(2)
+			solo.Replicas = &n
+		}
+		s.Services["solo"] = solo
+	}
+	if w.chance(30) {
+		// Both stacks want the port; one node has it once.
+		s.Services["edge"] = spec.ServiceSpec{Mode: spec.Replicated, Template: template(image(), "default"),
+			Ports: []spec.Port{{Target: 80, Published: 8080, Protocol: "tcp", Mode: spec.PublishHost}}}
 	}
 	if w.chance(40) {
 		s.Services["agent"] = spec.ServiceSpec{Mode: spec.Global, Template: template(image(), "default")}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"wherry.dev/cluster/store"
@@ -19,13 +20,20 @@ type World struct {
 	index uint64
 	epoch uint64
 	now   time.Time
-	hosts []*host
+	// since is when the leader began to lead, and skew how far its clock is
+	// ahead of the true time.
+	since time.Time
+	skew  time.Duration
+	hosts []*host // of the cluster
+	// left are hosts whose nodes were removed; they may go on for a while.
+	left []*host
+	made int // hosts so far
 	// scarce: there are networks with fewer addresses than tasks.
 	scarce bool
 	// calm: nothing goes wrong any more.
 	calm bool
-	// dead is a host that does not come back.
-	dead *host
+	// dead is a host that does not come back, away one that stays drained.
+	dead, away *host
 	// late are commands that were sent and have not arrived yet.
 	late []store.Command
 	// Trace has one line per event, for the reader of a failing seed.
@@ -42,16 +50,82 @@ func New(seed uint64) *World {
 		now:   time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
 	}
 	w.scarce = w.chance(20)
-	w.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "sim", Incarnation: 1}})
-	for i := range 1 + w.rng.IntN(3) {
-		h := newHost(spec.NodeID(fmt.Sprintf("node%012d", i+1)), fmt.Sprint("n", i+1))
-		w.hosts = append(w.hosts, h)
-		w.apply(store.Command{PutNode: &store.PutNode{ID: h.id, Name: h.name, Role: spec.RoleManager, Address: fmt.Sprint("192.0.2.", i+1)}})
-		w.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: h.id, Info: &spec.NodeInfo{
-			OS: "linux", Arch: "amd64", NanoCPUs: 4e9, Memory: int64(2+w.rng.IntN(6)) << 30,
-		}}}}})
+	w.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "sim", Incarnation: 1, Format: store.Format}})
+	hosts := 1 + w.rng.IntN(2)
+	if w.chance(80) {
+		hosts = 3 + w.rng.IntN(3)
+	}
+	for range hosts {
+		w.join()
 	}
 	return w
+}
+
+// join adds a host; the first three are managers.
+func (w *World) join() {
+	w.made++
+	h := newHost(spec.NodeID(fmt.Sprintf("node%012d", w.made)), fmt.Sprint("n", w.made))
+	h.memory = int64(2+w.rng.IntN(6)) << 30
+	role := spec.RoleWorker
+	if w.made <= 3 {
+		role = spec.RoleManager
+	}
+	w.enter(h, role)
+}
+
+// enter makes a host a node of the cluster, for the first time or again.
+func (w *World) enter(h *host, role spec.NodeRole) {
+	w.hosts = append(w.hosts, h)
+	h.up = true
+	w.note("%s joins as a %s", h.name, role)
+	w.apply(store.Command{PutNode: &store.PutNode{ID: h.id, Name: h.name, Role: role, Address: "192.0.2.1:4477", Key: "key of " + h.name}})
+	w.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: h.id, Info: &spec.NodeInfo{
+		OS: "linux", Arch: "amd64", NanoCPUs: 4e9, Memory: h.memory, Format: store.Format,
+	}}}}})
+}
+
+// clock is the leader's.
+func (w *World) clock() time.Time { return w.now.Add(w.skew) }
+
+// wait lets time pass, in which leases run out.
+func (w *World) wait(d time.Duration) {
+	w.now = w.now.Add(d)
+	for _, h := range append(slices.Clone(w.hosts), w.left...) {
+		h.endLeases(w)
+	}
+	w.checkExclusive()
+}
+
+// elect changes the leader, whose clock may be another.
+func (w *World) elect() {
+	w.epoch++
+	w.skew = 0
+	if w.chance(30) && !w.calm {
+		w.skew = time.Duration(w.rng.IntN(60)-30) * time.Second
+	}
+	w.since = w.clock()
+	w.note("a new leader, term %d, whose clock is ahead by %v", w.epoch, w.skew)
+}
+
+// notice is the leader's look at who is alive.
+func (w *World) notice() {
+	for _, h := range w.hosts {
+		n := w.store.Snapshot().Node(h.id)
+		state := spec.NodeDown
+		if h.up {
+			state = spec.NodeReady
+		}
+		if n == nil || n.State == state || !h.up && w.now.Sub(h.flipped) < 2500*time.Millisecond || w.chance(50) {
+			continue
+		}
+		c := store.Command{Time: w.clock(), SetNodeState: &store.SetNodeState{ID: h.id, State: state}}
+		if w.chance(5) {
+			w.late = append(w.late, c)
+			continue
+		}
+		w.note("the leader finds %s %s", h.name, state)
+		w.apply(c)
+	}
 }
 
 // Err returns the first invariant that did not hold.
@@ -92,7 +166,8 @@ func (w *World) apply(c store.Command) store.Result {
 
 // Step makes one random event.
 func (w *World) Step() {
-	w.now = w.now.Add(time.Duration(w.rng.IntN(500)) * time.Millisecond)
+	w.wait(time.Duration(w.rng.IntN(500)) * time.Millisecond)
+	w.notice()
 	switch n := w.rng.IntN(100); {
 	case n < 30:
 		w.lead()
@@ -107,14 +182,45 @@ func (w *World) Step() {
 	case n < 92:
 		w.arriveLate()
 	case n < 94:
-		w.epoch++
-		w.note("a new leader, term %d", w.epoch)
+		w.elect()
 	case n < 97:
 		w.hosts[w.rng.IntN(len(w.hosts))].flip(w)
 	case n < 98:
-		w.now = w.now.Add(time.Duration(w.rng.IntN(120)) * time.Second)
+		for range w.rng.IntN(24) {
+			w.wait(5 * time.Second)
+			w.notice()
+			for _, h := range w.hosts {
+				h.hear(w, w.chance(80))
+			}
+		}
 	default:
 		w.quiet()
+	}
+}
+
+// storm makes one of the events that leases are for.
+func (w *World) storm() {
+	w.wait(time.Duration(w.rng.IntN(1500)) * time.Millisecond)
+	w.notice()
+	h := w.hosts[w.rng.IntN(len(w.hosts))]
+	switch n := w.rng.IntN(100); {
+	case n < 40:
+		w.lead()
+		for _, h := range w.hosts {
+			h.hear(w, w.chance(50))
+			if w.chance(60) {
+				h.stepAll(w)
+			}
+			w.checkExclusive()
+		}
+	case n < 75:
+		h.tell(w)
+	case n < 85:
+		h.flip(w)
+	case n < 92:
+		w.elect()
+	default:
+		w.arriveLate()
 	}
 }
 
@@ -131,18 +237,20 @@ func (w *World) quiet() {
 			for _, id := range h.ids() {
 				h.advance(w, h.runs[id])
 			}
+			w.checkExclusive()
 			if h.up {
 				h.tellAll(w)
 			}
 		}
-		w.now = w.now.Add(time.Duration(w.rng.IntN(10)) * time.Second)
+		w.wait(time.Duration(w.rng.IntN(10)) * time.Second)
+		w.notice()
 	}
 }
 
 // send brings a plan of the newest state into the log.
 func (w *World) send(plan spec.Plan) {
 	w.note("plan %s", keys(plan.Parts))
-	w.afterPlan(plan, w.apply(store.Command{Time: w.now, ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: plan.Parts}}))
+	w.afterPlan(plan, w.apply(store.Command{Time: w.clock(), ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: plan.Parts}}))
 }
 
 // lead makes a plan and sends it, or loses it, or sends it twice, or late.
@@ -151,7 +259,7 @@ func (w *World) lead() {
 	if plan.Empty() {
 		return
 	}
-	c := store.Command{Time: w.now, ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: plan.Parts}}
+	c := store.Command{Time: w.clock(), ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: plan.Parts}}
 	switch n := w.rng.IntN(100); {
 	case n < 5:
 		w.note("a plan is lost")
@@ -170,9 +278,9 @@ func (w *World) lead() {
 // plan computes a plan, now and then twice, which must give the same bytes.
 func (w *World) plan() spec.Plan {
 	snap := w.store.Snapshot()
-	plan := reconciler.Plan(snap, w.now)
+	plan := reconciler.PlanSince(snap, w.clock(), w.since)
 	if w.chance(10) {
-		if again := reconciler.Plan(snap, w.now); !bytes.Equal(encode(plan), encode(again)) {
+		if again := reconciler.PlanSince(snap, w.clock(), w.since); !bytes.Equal(encode(plan), encode(again)) {
 			w.failf("two plans of one snapshot differ:\n%s\n%s", encode(plan), encode(again))
 		}
 	}
@@ -188,16 +296,16 @@ func (w *World) afterPlan(plan spec.Plan, res store.Result) {
 			return
 		}
 	}
-	next := reconciler.Plan(w.store.Snapshot(), w.now)
+	next := reconciler.PlanSince(w.store.Snapshot(), w.clock(), w.since)
 	// Where addresses are scarce, one that this plan has set free is given
 	// away by the next.
 	for i := 0; w.scarce && i < 3 && !next.Empty(); i++ {
 		w.note("one more plan %s", keys(next.Parts))
-		w.apply(store.Command{Time: w.now, ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: next.Parts}})
-		next = reconciler.Plan(w.store.Snapshot(), w.now)
+		w.apply(store.Command{Time: w.clock(), ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: next.Parts}})
+		next = reconciler.PlanSince(w.store.Snapshot(), w.clock(), w.since)
 	}
 	if !next.Empty() {
-		w.failf("a second plan is not empty: %s", encode(next))
+		w.failf("a second plan is not empty: %s\nafter the plan %s", encode(next), encode(plan))
 	}
 }
 
@@ -216,12 +324,24 @@ func (w *World) arriveLate() {
 // Converge ends all faults, and plays on until nothing moves any more.
 func (w *World) Converge() {
 	w.calm, w.late = true, nil
+	w.elect()
 	for i, h := range w.hosts {
+		if i == 1 && len(w.hosts) > 3 && w.chance(40) {
+			w.away = h // and stays drained
+			if !h.up {
+				h.flip(w)
+			}
+			drain := spec.NodeDrain
+			w.apply(store.Command{SetNodeState: &store.SetNodeState{ID: h.id, State: spec.NodeReady}})
+			w.apply(store.Command{SetNode: &store.SetNode{ID: h.id, Availability: &drain, StopPinned: w.chance(50)}})
+			continue
+		}
 		if i > 0 && i == len(w.hosts)-1 && w.chance(30) {
 			w.dead = h // and stays so
 			if h.up {
 				h.flip(w)
 			}
+			w.apply(store.Command{Time: w.clock(), SetNodeState: &store.SetNodeState{ID: h.id, State: spec.NodeDown}})
 			continue
 		}
 		h.heal(w)
@@ -244,16 +364,22 @@ func (w *World) Converge() {
 			h.hear(w, true)
 			moved = h.stepAll(w) || moved
 			moved = h.tellAll(w) || moved
+			w.checkExclusive()
+		}
+		for _, h := range w.left {
+			h.hear(w, true)
+			h.stepAll(w)
 		}
 		switch {
 		case moved || !plan.Empty():
-			w.now = w.now.Add(time.Second)
+			w.wait(time.Second)
 		case !plan.Next.IsZero():
-			w.now = plan.Next
+			w.idle(plan.Next.Sub(w.now))
 		default:
-			w.now = w.now.Add(reconciler.Monitor) // nothing is to be done then, but all is trusted
+			w.idle(reconciler.Monitor) // nothing is to be done then, but all is trusted
 			w.checkWanted()
-			if w.dead == nil {
+			w.checkDrained()
+			if w.dead == nil && w.away == nil {
 				w.checkNothingLeft(w.store.Snapshot())
 				w.checkViews()
 			}
@@ -262,6 +388,16 @@ func (w *World) Converge() {
 		}
 	}
 	w.failf("the world does not come to rest: %s", encode(w.plan()))
+}
+
+// idle lets time pass in which nothing happens but that nodes are heard.
+func (w *World) idle(d time.Duration) {
+	for ; d > 0; d -= 5 * time.Second {
+		w.wait(min(d, 5*time.Second))
+		for _, h := range w.hosts {
+			h.hear(w, true)
+		}
+	}
 }
 
 func keys(parts []spec.Part) string {

@@ -66,8 +66,9 @@ var Auxiliary = map[string]string{
 // Samples has a pair for every honoured key; a key that holds others is shown
 // by theirs.
 var Samples = map[string]Pair{
-	"services.*.pull_policy": {"services: {web: {image: nginx}}", "services: {web: {image: nginx, pull_policy: always}}"},
-	"name":                   {"name: one\nservices: {web: {image: nginx}}", "name: two\nservices: {web: {image: nginx}}"},
+	"services.*.x-wherry.exclusive": service("x-wherry: {exclusive: true}", "x-wherry: {exclusive: false}"),
+	"services.*.pull_policy":        {"services: {web: {image: nginx}}", "services: {web: {image: nginx, pull_policy: always}}"},
+	"name":                          {"name: one\nservices: {web: {image: nginx}}", "name: two\nservices: {web: {image: nginx}}"},
 	"include.[].path": {"include: [{path: a.yml}]\nservices: {web: {image: nginx}}",
 		"include: [{path: b.yml}]\nservices: {web: {image: nginx}}"},
 	"include.[].env_file": {"include: [{path: a.yml, env_file: a.env}]\nservices: {web: {image: nginx}}",
