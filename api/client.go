@@ -28,17 +28,25 @@ var ErrUnreachable = errors.New("daemon not reachable")
 // Client calls a daemon. It is safe for concurrent use.
 type Client struct {
 	host string
+	base string // of every URL
+	node string // that image calls are for; empty is who answers
+	tls  *tlsIdentity
+	// dial opens a connection of HTTP/1.1, for exec; nil when there is no way.
 	dial func(ctx context.Context) (net.Conn, error)
 	http *http.Client
 }
 
-// NewClient returns a client for host, "unix:///path/to.sock".
+// NewClient returns a client for host, "unix:///path/to.sock". NewTLSClient is
+// for a host elsewhere.
 func NewClient(host string) (*Client, error) {
+	if strings.HasPrefix(host, "https://") {
+		return NewTLSClient(host, TLSFiles{})
+	}
 	path, ok := strings.CutPrefix(host, "unix://")
 	if !ok || path == "" {
-		return nil, spec.Invalidf("host %q: want unix:///path/to/wherry.sock", host)
+		return nil, spec.Invalidf("host %q: want unix:///path/to/wherry.sock, or https://IP:PORT", host)
 	}
-	c := &Client{host: host}
+	c := &Client{host: host, base: "http://wherry"}
 	c.dial = func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", path)
@@ -51,10 +59,40 @@ func NewClient(host string) (*Client, error) {
 	return c, nil
 }
 
+// NewNodeClient returns a client of one member for another, over a transport
+// that knows the way: it gets requests for http://node/…. Exec is not for it.
+func NewNodeClient(rt http.RoundTripper) *Client {
+	return &Client{host: "the member", base: "http://node", http: &http.Client{Transport: rt}}
+}
+
 // Transport is the client's way to its daemon, for a proxy.
 func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
 
+// At returns a client whose calls about images are for the named node, by way
+// of the manager that is asked; empty is the node that answers.
+func (c *Client) At(node string) *Client {
+	d := *c
+	d.node = node
+	return &d
+}
+
+func (c *Client) images(q url.Values) url.Values {
+	if c.node != "" {
+		if q == nil {
+			q = url.Values{}
+		}
+		q.Set("node", c.node)
+	}
+	return q
+}
+
 func (c *Client) unreachable(err error) error {
+	if c.tls != nil {
+		if wasCut(err) {
+			err = c.refusal(err)
+		}
+		return c.tls.unreachable(c.host, err)
+	}
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "dial" {
 		return err
@@ -71,7 +109,7 @@ func (c *Client) unreachable(err error) error {
 // request sends a request and returns the answer if its status is below 400;
 // the caller closes its body.
 func (c *Client) request(ctx context.Context, method, path string, query url.Values, body io.Reader, contentType string) (*http.Response, error) {
-	u := "http://wherry" + path
+	u := c.base + path
 	if len(query) > 0 {
 		u += "?" + query.Encode()
 	}
@@ -103,7 +141,7 @@ func readError(resp *http.Response) error {
 	if err != nil || json.Unmarshal(b, &e) != nil || e.Error.Message == "" {
 		return fmt.Errorf("daemon answered %s: %s", resp.Status, strings.TrimSpace(string(b)))
 	}
-	return spec.ErrorOfClass(e.Error.Class, e.Error.Message)
+	return ErrorOfClass(e.Error.Class, e.Error.Message)
 }
 
 // call sends in (nil: no body) and decodes the answer into out (nil: dropped).
@@ -259,12 +297,12 @@ func (c *Client) Events(ctx context.Context, after uint64, p Poll) (l List[spec.
 
 // Images lists the images of the node that answers.
 func (c *Client) Images(ctx context.Context) (l List[Image], err error) {
-	return l, c.call(ctx, "GET", "/v1/images", nil, nil, &l)
+	return l, c.call(ctx, "GET", "/v1/images", c.images(nil), nil, &l)
 }
 
 // LoadImages loads an OCI or Docker archive on the node that answers.
 func (c *Client) LoadImages(ctx context.Context, archive io.Reader) (l List[Image], err error) {
-	resp, err := c.request(ctx, "POST", "/v1/images/load", nil, archive, "application/x-tar")
+	resp, err := c.request(ctx, "POST", "/v1/images/load", c.images(nil), archive, "application/x-tar")
 	if err != nil {
 		return l, err
 	}
@@ -279,7 +317,7 @@ func (c *Client) PullImage(ctx context.Context, p PullImage, progress func(PullP
 	if err != nil {
 		return Image{}, fmt.Errorf("encode request: %w", err)
 	}
-	resp, err := c.request(ctx, "POST", "/v1/images/pull", nil, bytes.NewReader(b), "application/json")
+	resp, err := c.request(ctx, "POST", "/v1/images/pull", c.images(nil), bytes.NewReader(b), "application/json")
 	if err != nil {
 		return Image{}, err
 	}
@@ -291,7 +329,7 @@ func (c *Client) PullImage(ctx context.Context, p PullImage, progress func(PullP
 		}
 		switch {
 		case l.Error != "":
-			return Image{}, spec.ErrorOfClass(l.Class, l.Error)
+			return Image{}, ErrorOfClass(l.Class, l.Error)
 		case l.Image != nil:
 			return *l.Image, nil
 		case progress != nil:
@@ -302,7 +340,7 @@ func (c *Client) PullImage(ctx context.Context, p PullImage, progress func(PullP
 
 // RemoveImage removes an image from the node that answers.
 func (c *Client) RemoveImage(ctx context.Context, ref string) error {
-	return c.call(ctx, "DELETE", "/v1/images", url.Values{"image": {ref}}, nil, nil)
+	return c.call(ctx, "DELETE", "/v1/images", c.images(url.Values{"image": {ref}}), nil, nil)
 }
 
 // Query encodes o for a URL.
@@ -369,6 +407,9 @@ func (c *Client) Exec(ctx context.Context, task string, r ExecRequest, streams E
 	if err != nil {
 		return 0, fmt.Errorf("encode exec request: %w", err)
 	}
+	if c.dial == nil {
+		return 0, spec.Invalidf("exec: %s is called in a way that carries no exec", c.host)
+	}
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return 0, c.unreachable(err)
@@ -379,12 +420,12 @@ func (c *Client) Exec(ctx context.Context, task string, r ExecRequest, streams E
 
 	path := "/v1/tasks/" + url.PathEscape(task) + "/exec?" + url.Values{"request": {string(b)}}.Encode()
 	if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: wherry\r\nConnection: Upgrade\r\nUpgrade: %s\r\nContent-Length: 0\r\n\r\n", path, ExecProtocol); err != nil {
-		return 0, fmt.Errorf("start exec: %w", err)
+		return 0, fmt.Errorf("start exec: %w", c.unreachable(err))
 	}
 	br := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(br, nil)
 	if err != nil {
-		return 0, fmt.Errorf("start exec: %w", err)
+		return 0, fmt.Errorf("start exec: %w", c.unreachable(err))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusSwitchingProtocols {
@@ -422,7 +463,7 @@ func (c *Client) Exec(ctx context.Context, task string, r ExecRequest, streams E
 				return 0, fmt.Errorf("exec: bad last frame: %w", err)
 			}
 			if e.Error != "" {
-				return e.ExitCode, spec.ErrorOfClass(e.Class, e.Error)
+				return e.ExitCode, ErrorOfClass(e.Class, e.Error)
 			}
 			return e.ExitCode, nil
 		}
@@ -445,25 +486,6 @@ func sendSizes(fw *FrameWriter, sizes <-chan [2]uint16, done <-chan struct{}) {
 			if fw.WriteFrame(StreamResize, p) != nil {
 				return
 			}
-		}
-	}
-}
-
-// Session follows the documents of a node, calling fn for each, until the
-// stream breaks off, fn fails or ctx is done.
-func (c *Client) Session(ctx context.Context, node spec.NodeID, fn func(Document) error) error {
-	resp, err := c.request(ctx, "GET", "/v1/sessions/"+url.PathEscape(string(node)), nil, nil, "")
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	for dec := json.NewDecoder(bufio.NewReaderSize(resp.Body, 64<<10)); ; {
-		var d Document
-		if err := dec.Decode(&d); err != nil {
-			return fmt.Errorf("session of node %s: %w", node, err)
-		}
-		if err := fn(d); err != nil {
-			return err
 		}
 	}
 }

@@ -9,5 +9,9 @@
 // that follows from the class, and come out of Client as errors that errors.Is
 // recognises.
 //
+// Who may call a route is said by its Rule. A Client reaches the daemon of this
+// host by a socket (NewClient), one elsewhere with the certificate of a person
+// (NewTLSClient), and from one member another's (NewNodeClient).
+//
 // The package starts no goroutine of its own except to copy an exec stream.
 package api

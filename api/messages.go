@@ -1,7 +1,6 @@
 package api
 
 import (
-	"net/http"
 	"time"
 
 	"wherry.dev/spec"
@@ -17,25 +16,10 @@ type List[T any] struct {
 // ErrorBody is the body of every answer that is an error.
 type ErrorBody struct {
 	Error struct {
-		// Class as spec.ErrorClass has it; empty for an internal error.
+		// Class as ErrorClass has it; empty for an internal error.
 		Class   string `json:"class,omitempty"`
 		Message string `json:"message"`
 	} `json:"error"`
-}
-
-var statusOf = map[string]int{
-	"invalid":     http.StatusUnprocessableEntity,
-	"not_found":   http.StatusNotFound,
-	"conflict":    http.StatusConflict,
-	"unavailable": http.StatusServiceUnavailable,
-}
-
-// ErrorStatus returns the HTTP status for an error.
-func ErrorStatus(err error) int {
-	if s, ok := statusOf[spec.ErrorClass(err)]; ok {
-		return s
-	}
-	return http.StatusInternalServerError
 }
 
 // Version is what a daemon says of itself.
@@ -44,8 +28,11 @@ type Version struct {
 	Go      string `json:"go"`
 	OS      string `json:"os"`
 	Arch    string `json:"arch"`
-	// Node is empty in the answer of a client without a daemon.
-	Node spec.NodeID `json:"node,omitempty"`
+	// Node is empty in the answer of a client without a daemon, and so are its
+	// Name and Role.
+	Node spec.NodeID   `json:"node,omitempty"`
+	Name string        `json:"name,omitempty"`
+	Role spec.NodeRole `json:"role,omitempty"`
 }
 
 // PutStack is the body of "stack.put" and of "stack.plan".
@@ -189,8 +176,12 @@ type NodeInfo struct {
 	Availability spec.Availability `json:"availability"`
 	Address      string            `json:"address"`
 	Labels       map[string]string `json:"labels"`
-	Tasks        int               `json:"tasks"`
-	Info         spec.NodeInfo     `json:"info"`
+	// StopPinned as in NodeUpdate.
+	StopPinned bool `json:"stop_pinned,omitempty"`
+	// DownSince is zero for a node that is ready.
+	DownSince time.Time     `json:"down_since,omitzero"`
+	Tasks     int           `json:"tasks"`
+	Info      spec.NodeInfo `json:"info"`
 }
 
 // VolumeInfo is a volume as people see it.
@@ -251,6 +242,7 @@ func (p *Plan) Empty() bool { return len(p.Changes) == 0 && len(p.Tasks) == 0 }
 type Document struct {
 	Wanted  *spec.Wanted      `json:"wanted,omitempty"`
 	Network *spec.HostNetwork `json:"network,omitempty"`
+	Cluster *ClusterInfo      `json:"cluster,omitempty"`
 }
 
 // LogOptions select log lines.

@@ -12,9 +12,17 @@ const (
 	RuleOperator Rule = "operator"
 	// RuleNode admits a node of the cluster, for what concerns itself.
 	RuleNode Rule = "node"
-	// RuleManager admits a manager that asks one of its nodes.
+	// RuleManager admits a manager that asks one of its nodes, or another
+	// manager.
 	RuleManager Rule = "manager"
+	// RuleRenew admits a node whose certificate may have expired.
+	RuleRenew Rule = "renew"
+	// RuleLocal admits who may open the local socket, and nobody from elsewhere.
+	RuleLocal Rule = "local"
 )
+
+// Rules are all rules.
+var Rules = []Rule{RuleAnyone, RuleOperator, RuleNode, RuleManager, RuleRenew, RuleLocal}
 
 // Route is one call of the API.
 type Route struct {
@@ -23,6 +31,11 @@ type Route struct {
 	// Method and Path as net/http.ServeMux has them.
 	Method, Path string
 	Rule         Rule
+	// Fresh: a manager admits a node only by a table of nodes that was current a
+	// moment ago, lest one that is cut off obeys who was removed or demoted since.
+	// It is not for what must work while nobody leads, nor for what asks the
+	// leader anyway.
+	Fresh bool
 }
 
 // Pattern is the pattern of the route for net/http.ServeMux.
@@ -31,40 +44,71 @@ func (r Route) Pattern() string { return r.Method + " " + r.Path }
 // Routes is the whole API. A server refuses to start when a route has no
 // handler or no rule, and the other way round.
 var Routes = []Route{
-	{"version", "GET", "/v1/version", RuleAnyone},
+	{"version", "GET", "/v1/version", RuleAnyone, false},
 
-	{"stack.list", "GET", "/v1/stacks", RuleOperator},
-	{"stack.get", "GET", "/v1/stacks/{stack}", RuleOperator},
-	{"stack.put", "PUT", "/v1/stacks/{stack}", RuleOperator},
-	{"stack.delete", "DELETE", "/v1/stacks/{stack}", RuleOperator},
-	{"stack.status", "GET", "/v1/stacks/{stack}/status", RuleOperator},
-	{"stack.plan", "POST", "/v1/plan", RuleOperator},
+	{"stack.list", "GET", "/v1/stacks", RuleOperator, false},
+	{"stack.get", "GET", "/v1/stacks/{stack}", RuleOperator, false},
+	{"stack.put", "PUT", "/v1/stacks/{stack}", RuleOperator, false},
+	{"stack.delete", "DELETE", "/v1/stacks/{stack}", RuleOperator, false},
+	{"stack.status", "GET", "/v1/stacks/{stack}/status", RuleOperator, false},
+	{"stack.plan", "POST", "/v1/plan", RuleOperator, false},
 
-	{"service.list", "GET", "/v1/services", RuleOperator},
-	{"service.get", "GET", "/v1/services/{stack}/{service}", RuleOperator},
-	{"service.scale", "POST", "/v1/services/{stack}/{service}/scale", RuleOperator},
+	{"service.list", "GET", "/v1/services", RuleOperator, false},
+	{"service.get", "GET", "/v1/services/{stack}/{service}", RuleOperator, false},
+	{"service.scale", "POST", "/v1/services/{stack}/{service}/scale", RuleOperator, false},
 
-	{"task.list", "GET", "/v1/tasks", RuleOperator},
-	{"task.get", "GET", "/v1/tasks/{task}", RuleOperator},
-	{"task.logs", "GET", "/v1/tasks/{task}/logs", RuleOperator},
-	{"task.exec", "POST", "/v1/tasks/{task}/exec", RuleOperator},
+	{"task.list", "GET", "/v1/tasks", RuleOperator, false},
+	{"task.get", "GET", "/v1/tasks/{task}", RuleOperator, false},
+	{"task.logs", "GET", "/v1/tasks/{task}/logs", RuleOperator, false},
+	{"task.exec", "POST", "/v1/tasks/{task}/exec", RuleOperator, false},
 
-	{"node.list", "GET", "/v1/nodes", RuleOperator},
-	{"node.get", "GET", "/v1/nodes/{node}", RuleOperator},
-	{"network.list", "GET", "/v1/networks", RuleOperator},
-	{"volume.list", "GET", "/v1/volumes", RuleOperator},
-	{"volume.delete", "DELETE", "/v1/volumes/{volume}", RuleOperator},
-	{"event.list", "GET", "/v1/events", RuleOperator},
+	{"node.list", "GET", "/v1/nodes", RuleOperator, false},
+	{"node.get", "GET", "/v1/nodes/{node}", RuleOperator, false},
+	{"node.update", "PATCH", "/v1/nodes/{node}", RuleOperator, false},
+	{"node.delete", "DELETE", "/v1/nodes/{node}", RuleOperator, false},
+	{"node.leftovers", "GET", "/v1/nodes/{node}/leftovers", RuleOperator, false},
+	{"network.list", "GET", "/v1/networks", RuleOperator, false},
+	{"volume.list", "GET", "/v1/volumes", RuleOperator, false},
+	{"volume.delete", "DELETE", "/v1/volumes/{volume}", RuleOperator, false},
+	{"event.list", "GET", "/v1/events", RuleOperator, false},
 
-	{"image.list", "GET", "/v1/images", RuleOperator},
-	{"image.load", "POST", "/v1/images/load", RuleOperator},
-	{"image.pull", "POST", "/v1/images/pull", RuleOperator},
-	{"image.delete", "DELETE", "/v1/images", RuleOperator},
+	{"image.list", "GET", "/v1/images", RuleOperator, false},
+	{"image.load", "POST", "/v1/images/load", RuleOperator, false},
+	{"image.pull", "POST", "/v1/images/pull", RuleOperator, false},
+	{"image.delete", "DELETE", "/v1/images", RuleOperator, false},
 
-	{"session.watch", "GET", "/v1/sessions/{node}", RuleNode},
-	{"session.report", "POST", "/v1/sessions/{node}/report", RuleNode},
-	{"content.get", "GET", "/v1/contents/{content}", RuleNode},
+	{"cluster.status", "GET", "/v1/cluster", RuleOperator, false},
+	{"cluster.backup", "GET", "/v1/cluster/backup", RuleOperator, false},
+	{"cluster.key", "GET", "/v1/cluster/key", RuleLocal, false},
+	{"cluster.token", "POST", "/v1/cluster/tokens/{role}", RuleOperator, false},
+	{"cluster.client", "POST", "/v1/cluster/clients/{name}", RuleOperator, false},
+	{"cluster.rotate", "POST", "/v1/cluster/ca/rotate", RuleOperator, false},
 
-	{"node.task.logs", "GET", "/v1/node/tasks/{task}/logs", RuleManager},
-	{"node.task.exec", "POST", "/v1/node/tasks/{task}/exec", RuleManager},
+	{"cluster.join", "POST", "/v1/cluster/join", RuleAnyone, false},
+	{"cluster.renew", "POST", "/v1/cluster/renew", RuleRenew, false},
+
+	{"cluster.propose", "POST", "/v1/cluster/propose", RuleManager, false},
+	{"cluster.read", "POST", "/v1/cluster/read-index", RuleManager, false},
+	{"cluster.alive", "POST", "/v1/cluster/alive", RuleManager, false},
+
+	// A {node} of the rule RuleNode is who calls.
+	{"session.watch", "GET", "/v1/sessions/{node}", RuleNode, false},
+	{"session.report", "POST", "/v1/sessions/{node}/report", RuleNode, false},
+	{"session.beat", "POST", "/v1/sessions/{node}/beat", RuleNode, false},
+	{"session.lease", "POST", "/v1/sessions/{node}/lease", RuleNode, false},
+	{"session.leave", "POST", "/v1/sessions/{node}/leave", RuleNode, false},
+	{"content.get", "GET", "/v1/contents/{content}", RuleNode, true},
+
+	{"node.leave", "POST", "/v1/node/leave", RuleLocal, false},
+	{"node.member", "GET", "/v1/node/member", RuleManager, false},
+	{"node.task.logs", "GET", "/v1/node/tasks/{task}/logs", RuleManager, true},
+	{"node.task.exec", "POST", "/v1/node/tasks/{task}/exec", RuleManager, true},
+	{"node.image.list", "GET", "/v1/node/images", RuleManager, true},
+	{"node.image.load", "POST", "/v1/node/images/load", RuleManager, true},
+	{"node.image.pull", "POST", "/v1/node/images/pull", RuleManager, true},
+	{"node.image.delete", "DELETE", "/v1/node/images", RuleManager, true},
+
+	// The images of this node as an OCI registry that can be read only; GET is
+	// HEAD, too.
+	{"registry", "GET", "/v2/{path...}", RuleNode, false},
 }

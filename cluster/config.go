@@ -10,6 +10,7 @@ import (
 
 	wal "github.com/hashicorp/raft-wal"
 
+	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
 )
 
@@ -21,9 +22,27 @@ type Config struct {
 	// NodeName is the name of this node; empty is the host's name. It may
 	// change from one run to the next.
 	NodeName string
-	// Advertise is the address that others reach this node at, "host:port";
-	// empty is 127.0.0.1:4477. It may change from one run to the next.
+	// Listen is the address of the node's one port, TCP and UDP, ":4477" as a
+	// rule. Empty opens none: a cluster of one that nobody can join.
+	Listen string
+	// Advertise is the address that others reach this node at, "IP[:PORT]";
+	// empty is found out. It may change from one run to the next.
 	Advertise string
+	// Join makes this host a node of a cluster that is there already. On a
+	// folder that belongs to that cluster it does nothing.
+	Join *Join
+	// Peers are addresses of nodes to begin with, when all that are known of
+	// the cluster may be outdated.
+	Peers []string
+	// Recover makes this manager the only one of its cluster, whatever became
+	// of the others: what only they knew is lost.
+	Recover bool
+	// DownAfter is how long a node must give no sign of life to count as down;
+	// 0 is 2.5 s.
+	DownAfter time.Duration
+	// Instance names this life of the host's daemon; empty is a random name. A
+	// daemon that opens its node again in another role keeps it.
+	Instance string
 	// Version of the program, for Status.
 	Version string
 
@@ -57,11 +76,28 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// Join says where to join a cluster.
+type Join struct {
+	// Addr of a manager, "host:port".
+	Addr string
+	// Token of the role that this host shall get.
+	Token string
+}
+
+// ErrRoleChanged is what Run returns when the node is to have another role than
+// the one it was opened with: open it again.
+var ErrRoleChanged = errors.New("this node has another role now")
+
+// ErrRemoved is what Run returns when the node was removed from its cluster.
+var ErrRemoved = errors.New("this node was removed from its cluster: join again with an empty data folder")
+
 // ErrLeadershipLost is the cause with which the context of Config.Lead ends
 // when another member leads, or may lead, from now on.
 var ErrLeadershipLost = errors.New("leadership lost")
 
 const (
+	// defaultAdvertise has the usual port, and the address of a host that
+	// nobody else reaches.
 	defaultAdvertise = "127.0.0.1:4477"
 	defaultHeartbeat = 250 * time.Millisecond
 
@@ -82,8 +118,17 @@ func (c Config) withDefaults() (Config, error) {
 		}
 		c.NodeName = name
 	}
-	if c.Advertise == "" {
+	if err := store.CheckNodeName(c.NodeName); err != nil {
+		return c, err
+	}
+	if c.Advertise == "" && c.Listen == "" {
 		c.Advertise = defaultAdvertise
+	}
+	if c.Join != nil && c.Listen == "" {
+		return c, spec.Invalidf("a node that joins a cluster needs a port of its own")
+	}
+	if c.DownAfter < 0 {
+		return c, spec.Invalidf("a node cannot be down after %s", c.DownAfter)
 	}
 	if c.SegmentSize == 0 {
 		c.SegmentSize = wal.DefaultSegmentSize

@@ -38,7 +38,7 @@ type fullMember struct {
 }
 
 func startFull(dir string) (*fullMember, error) {
-	m, err := Open(testConfig(filepath.Join(dir, "data")))
+	m, err := Open(context.Background(), testConfig(filepath.Join(dir, "data")))
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -20,6 +21,14 @@ func hclogTo(l *slog.Logger) hclog.Logger {
 
 type slogSink struct{ l *slog.Logger }
 
+// everyday are the records that come again and again while another member does
+// not answer, which is said elsewhere, and that each change of leader brings.
+var everyday = []string{
+	"failed to heartbeat to", "failed to appendEntries to", "failed to contact", "failed to make request", "failed to pipeline appendEntries",
+	"failed to decode incoming command", "failed to send snapshot to", "failed to start pipeline replication", "Election timeout reached",
+	"failed to flush response", "peer has newer term", "aborting pipeline replication",
+}
+
 // Accept takes one record; args are keys and values in turn.
 func (s slogSink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 	to := slog.LevelDebug
@@ -28,6 +37,11 @@ func (s slogSink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 		to = slog.LevelError
 	case hclog.Warn:
 		to = slog.LevelInfo
+	}
+	for _, u := range everyday {
+		if strings.HasPrefix(msg, u) {
+			to = slog.LevelDebug
+		}
 	}
 	if !s.l.Enabled(context.Background(), to) {
 		return

@@ -69,7 +69,7 @@ func writeKey(w, n int) string { return fmt.Sprintf("w%d-%d", w, n%slots) }
 // writerChild writes with several writers at once until it is killed. It tells
 // of each write before and after: "try WRITER N", "ack WRITER N INDEX".
 func writerChild(dir string) error {
-	m, err := Open(killConfig(dir))
+	m, err := Open(context.Background(), killConfig(dir))
 	if err != nil {
 		return err
 	}

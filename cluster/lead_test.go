@@ -149,7 +149,8 @@ func (f *fabric) member(t *testing.T, first bool, lead func(context.Context, uin
 	}
 	id := new(spec.NodeID)
 	c := testConfig(t.TempDir())
-	c.Heartbeat = 60 * time.Millisecond
+	c.NodeName = l.Addr().String()
+	c.Heartbeat = 120 * time.Millisecond
 	c.Streams, c.Lead = fabricEnd{l, f, id}, lead
 	m := mustOpen(t, c)
 	*id = m.Node()

@@ -2,13 +2,14 @@ package cluster
 
 import (
 	"context"
-	"crypto/cipher"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
+	"net"
+	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,8 @@ import (
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
 
+	"wherry.dev/api"
+	"wherry.dev/cluster/ca"
 	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
 )
@@ -30,25 +33,48 @@ const (
 	hangTime = 5 * time.Second
 )
 
-// Member is one member of a cluster. All methods may be called concurrently.
+// Member is one member of a cluster: a manager with its share of the state, or
+// a worker, which has none. All methods may be called concurrently.
 type Member struct {
 	c    Config
 	log  *slog.Logger
 	id   spec.NodeID
 	keys keyring
+	role spec.NodeRole
+	// seat is the member's name in Raft, see takeSeat.
+	seat     raft.ServerID
+	instance string
+	// addr is what the node advertises, "IP:port"; it may change.
+	addr atomic.Pointer[string]
 
 	store *store.Store
 	halt  *halt
 	ready chan struct{}
+	// once closes ready.
+	once sync.Once
 	// free returns the bytes left in the data folder's file system.
 	free func() (int64, error)
 
-	lock    *os.File
+	// The port and what goes through it; all nil without a port.
+	identity *ca.Identity
+	port     *port
+	dir      *directory
+	gossip   *gossip
+	live     *liveness
+	enroll   *enroller // nil on a worker
+	managers *managers
+	handler  http.Handler
+	// moved are the addresses that nodes have told here, for the table.
+	moved addresses
+
+	lock *os.File
+	// The files of Raft; nil on a worker.
 	stable  *stableStore
 	wal     *wal.WAL
 	logs    *logStore
 	snaps   *snapshots
 	streams Streams
+	dialled openStreams
 
 	ran atomic.Bool
 	// barrier is the newest term that this member led and in which everything
@@ -56,6 +82,12 @@ type Member struct {
 	barrier atomic.Uint64
 	// low is set while the data folder is short of space.
 	low atomic.Bool
+	// led rings when another member leads, told when a session has told of the
+	// cluster.
+	led, told bell
+	// ended is why Run returns without being asked to: ErrRoleChanged,
+	// ErrRemoved.
+	ended chan error
 
 	mu sync.Mutex
 	// raft is set once Run has made it.
@@ -66,160 +98,27 @@ type Member struct {
 	calls sync.WaitGroup
 }
 
-// Open claims the data folder for this process and opens what is in it; on an
-// empty folder it makes an identity, keys and a cluster of one. A folder that
-// another process has claimed is an error of class ErrConflict. Everything is
-// given back when Run returns, or when the process ends.
-func Open(c Config) (*Member, error) {
-	c, err := c.withDefaults()
-	if err != nil {
-		return nil, fmt.Errorf("open cluster member: %w", err)
-	}
-	m := &Member{
-		c: c, log: c.Logger, store: store.New(), halt: newHalt(), ready: make(chan struct{}),
-		free:    func() (int64, error) { return freeSpace(c.DataDir) },
-		streams: c.Streams,
-	}
-	if m.streams == nil {
-		m.streams = newAlone()
-	}
-	if err := m.openFiles(); err != nil {
-		m.release()
-		return nil, fmt.Errorf("open cluster member: %w", explain(err, c.DataDir))
-	}
-	return m, nil
-}
-
-func (m *Member) openFiles() (err error) {
-	dir := m.c.DataDir
-	if m.lock, err = claim(dir); err != nil {
-		return err
-	}
-	who, err := loadIdentity(dir)
-	if err != nil {
-		return err
-	}
-	m.id, m.keys = who.id, who.keys
-	m.log = m.log.With("node", m.id)
-	dir = filepath.Join(dir, raftDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make raft folder: %w", err)
-	}
-	if err := syncDir(m.c.DataDir); err != nil {
-		return fmt.Errorf("sync data folder: %w", err)
-	}
-	if m.stable, err = openStable(filepath.Join(dir, stableFile), m.halt); err != nil {
-		return err
-	}
-	aead, err := newSealKey(m.keys.Data, nil, "log")
-	if err != nil {
-		return err
-	}
-	m.logs = m.newLogStore(aead)
-	if m.snaps, err = openSnapshots(filepath.Join(dir, snapDir), m.keys.Data, m.logs.snapshotTaken); err != nil {
-		return err
-	}
-	if m.wal, err = openLog(filepath.Join(dir, logDir), m.c.SegmentSize, m.log); err != nil {
-		return err
-	}
-	m.logs.inner = m.wal
-	if err := syncDir(dir); err != nil {
-		return fmt.Errorf("sync raft folder: %w", err)
-	}
-	if err := m.bootstrap(); err != nil {
-		return err
-	}
-	return m.checkLog()
-}
-
-func (m *Member) newLogStore(aead cipher.AEAD) *logStore {
-	return &logStore{
-		aead: aead, halt: m.halt, log: m.log, hung: m.diskHangs, patience: slowAppend,
-		due: make(chan struct{}, 1), maxEntries: m.c.SnapshotThreshold, maxBytes: m.c.SnapshotBytes,
-	}
-}
-
-// bootstrap makes this member the only voter of a new cluster, if the folder
-// holds nothing yet. It is raft.BootstrapCluster, but can also go on where a
-// process died in the middle of it, which leaves a term without a log.
-func (m *Member) bootstrap() error {
-	last, err := m.logs.LastIndex()
-	if err != nil {
-		return fmt.Errorf("find the log's end: %w", err)
-	}
-	if last > 0 || m.snaps.newest.Load() != nil {
-		return nil
-	}
-	term, err := m.stable.GetUint64([]byte(keyCurrentTerm))
-	if err != nil {
-		return err
-	}
-	if term > 1 {
-		return spec.Conflictf("the log in %s is empty, but this member has been in a cluster up to term %d: bring back a copy of the folder, or start with an empty data folder",
-			filepath.Join(m.c.DataDir, raftDir), term)
-	}
-	if err := m.stable.SetUint64([]byte(keyCurrentTerm), 1); err != nil {
-		return err
-	}
-	self := raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(m.id), Address: raft.ServerAddress(m.id)}
-	return m.logs.StoreLog(&raft.Log{
-		Index: 1, Term: 1, Type: raft.LogConfiguration,
-		Data: raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{self}}),
-	})
-}
-
-// checkLog reads what Raft is about to read, because Raft panics on an entry
-// that is missing or unreadable. It also drops the rest of a log that ends
-// before the snapshot, which a process leaves that dies while it installs one.
-func (m *Member) checkLog() error {
-	first, err := m.logs.FirstIndex()
-	if err != nil {
-		return fmt.Errorf("find the log's beginning: %w", err)
-	}
-	last, err := m.logs.LastIndex()
-	if err != nil {
-		return fmt.Errorf("find the log's end: %w", err)
-	}
-	from := uint64(1)
-	if snap := m.snaps.newest.Load(); snap != nil {
-		m.logs.snapshotTaken(snap.Index)
-		from = snap.Index + 1
-		if last > 0 && last < snap.Index {
-			return m.logs.DeleteRange(first, last)
-		}
-	}
-	if last > 0 && first > from {
-		return spec.Conflictf("the log begins at entry %d, but entry %d is the first that is needed: %s is damaged, bring back a copy of it",
-			first, from, filepath.Join(m.c.DataDir, raftDir))
-	}
-	for i := from; i <= last; i++ {
-		var l raft.Log
-		if err := m.logs.GetLog(i, &l); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Node returns this member's ID.
 func (m *Member) Node() spec.NodeID { return m.id }
 
-// Store returns the replicated state. It is empty until Run has restored it
-// and is written by this member alone.
+// Store returns the replicated state. It is empty until Run has restored it,
+// is written by this member alone, and stays empty on a worker.
 func (m *Member) Store() *store.Store { return m.store }
 
 // ContentKey returns the key that names of contents are made with
 // (spec.KeyedContentID). It must not be modified.
 func (m *Member) ContentKey() []byte { return m.keys.Content }
 
-// Ready is closed once this member leads a cluster that is formed: everything
-// committed before is applied, and the state knows the cluster and this node.
-// It stays closed.
+// Ready is closed once the state here holds everything that was committed
+// before, and knows the cluster and this node, whoever leads; on a worker it is
+// closed from the start. It stays closed.
 func (m *Member) Ready() <-chan struct{} { return m.ready }
 
-// Run takes part in the cluster until ctx ends, and returns nil then, or until
-// the store fails, and returns why. A failed store may hold less than Raft
-// believes, so the process must end then, and not go on without the member.
+// Run takes part in the cluster until ctx ends, and returns nil then;
+// ErrRoleChanged when the node is to have the other role, ErrRemoved when it
+// was removed; or, when the store fails, why. A failed store may hold less than
+// Raft believes, so the process must end then, and not go on without the
+// member.
 //
 // When Run returns, Lead has returned, nothing of the member runs any more and
 // the folder is given back; only after a failure may a goroutine that hangs in
@@ -228,6 +127,9 @@ func (m *Member) Ready() <-chan struct{} { return m.ready }
 func (m *Member) Run(ctx context.Context) error {
 	if m.ran.Swap(true) {
 		return errors.New("run cluster member: it has been run before")
+	}
+	if m.role == spec.RoleWorker {
+		return m.runWorker(ctx)
 	}
 	trans := m.newTransport()
 	r, err := raft.NewRaft(m.raftConfig(true), &fsm{m.store, m.halt}, m.logs, m.stable, m.snaps, trans)
@@ -242,24 +144,236 @@ func (m *Member) Run(ctx context.Context) error {
 	m.mu.Unlock()
 	m.hurry(r)
 
-	work, stop := context.WithCancelCause(ctx)
+	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	var loops sync.WaitGroup
 	loops.Go(func() { m.followLeadership(work, r.LeaderCh()) })
 	loops.Go(func() { m.keepSnapshots(work) })
+	loops.Go(func() { m.watchLeader(work, r) })
+	loops.Go(func() { m.hasten(work, r) })
+	loops.Go(func() { m.becomeReady(work) })
+	if m.port != nil {
+		m.runPort(work, &loops)
+		loops.Go(func() { m.watchTable(work) })
+		loops.Go(func() { m.keepOut(work) })
+		loops.Go(func() { m.keepAddresses(work) })
+		loops.Go(func() { m.live.tell(work, telling{Self: m.id, Send: m.tellLeader, Ping: m.gossip.ping}) })
+	}
 	select {
 	case <-ctx.Done():
 	case <-m.halt.c:
+	case err = <-m.ended:
 	}
+	if m.halt.failure() != nil {
+		m.dialled.end()
+	}
+	m.handOver()
 	stop(ErrLeadershipLost)
 	loops.Wait()
-	return m.shutdown(r)
+	if failed := m.shutdown(r); failed != nil {
+		return failed
+	}
+	return err
+}
+
+// runPort starts the loops of every node that has a port.
+func (m *Member) runPort(ctx context.Context, loops *sync.WaitGroup) {
+	run := func(what string, f func(context.Context) error) {
+		loops.Go(func() {
+			if err := f(ctx); err != nil {
+				m.log.Error(what+" ended", "err", err)
+			}
+		})
+	}
+	run("directory of nodes", m.dir.run)
+	run("gossip", m.gossip.run)
+	run("API on the port", m.serve)
+	loops.Go(func() { m.followAddress(ctx) })
+	loops.Go(func() { m.noteRoots(ctx) })
+	keep := m.certificates()
+	loops.Go(func() {
+		if !m.mayCertify(ctx) {
+			return
+		}
+		if err := keep.keepCertificate(ctx); err != nil && ctx.Err() == nil {
+			m.log.Error("renewal of the certificate ended", "err", err)
+		}
+	})
+}
+
+// mayCertify returns true when the certificate may be judged by the state. A
+// manager that is still catching up sees the authority of some time ago, and
+// must not go back to it; but without any certificate that is good it could not
+// catch up at all.
+func (m *Member) mayCertify(ctx context.Context) bool {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for m.role == spec.RoleManager {
+		if leaf := m.identity.Leaf(); leaf == nil || time.Now().After(leaf.NotAfter) {
+			return true
+		}
+		select {
+		case <-m.ready:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+	return true
+}
+
+// certificates returns the keeper of this node's certificate.
+func (m *Member) certificates() *certificates {
+	if m.role == spec.RoleManager {
+		return m.enroll.ownCertificates()
+	}
+	return &certificates{
+		identity: m.identity,
+		wanted: func() api.ClusterInfo {
+			info, _ := m.dir.cluster()
+			return info
+		},
+		changed: m.told.wait, renew: renewOver(m.managers), keep: m.keepKeys, now: m.identity.Now, log: m.log,
+	}
+}
+
+// serve answers the API on the port until ctx ends.
+func (m *Member) serve(ctx context.Context) error {
+	h := m.handler
+	if h == nil {
+		h = http.NotFoundHandler()
+	}
+	s := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		// A caller that has vanished or is frozen is found out, whatever it streams.
+		HTTP2:       &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
+	}
+	defer context.AfterFunc(ctx, func() { s.Close() })()
+	if err := s.Serve(m.port.api()); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("serve the API: %w", err)
+	}
+	return nil
+}
+
+// addresses are what nodes say of where they are, as far as the table says
+// something else. The zero value is ready for use.
+type addresses struct {
+	bell bell
+	mu   sync.Mutex
+	told map[spec.NodeID]toldAddress
+}
+
+type toldAddress struct {
+	addr string
+	at   time.Time
+}
+
+// addressAge is how long a node's word counts: it may tell another manager the
+// next time, and that one then knows better.
+const addressAge = 2 * time.Second
+
+// tell notes the word of a node.
+func (a *addresses) tell(n *spec.Node, addr string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n.Address == addr {
+		delete(a.told, n.ID)
+		return
+	}
+	if a.told == nil {
+		a.told = map[spec.NodeID]toldAddress{}
+	}
+	a.told[n.ID] = toldAddress{addr, time.Now()}
+	a.bell.ring()
+}
+
+// done forgets a word that is in the table now.
+func (a *addresses) done(id spec.NodeID, addr string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.told[id].addr == addr {
+		delete(a.told, id)
+	}
+}
+
+// fresh returns what was said within the last addressAge.
+func (a *addresses) fresh() map[spec.NodeID]string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	maps.DeleteFunc(a.told, func(_ spec.NodeID, t toldAddress) bool { return time.Since(t.at) > addressAge })
+	out := map[spec.NodeID]string{}
+	for id, t := range a.told {
+		out[id] = t.addr
+	}
+	return out
+}
+
+// keepAddresses writes into the table where the nodes are that tell this
+// manager. A manager writes its own row, see becomeReady.
+func (m *Member) keepAddresses(ctx context.Context) {
+	for {
+		told := m.moved.bell.wait()
+		s := m.store.Snapshot()
+		for id, addr := range m.moved.fresh() {
+			n := s.Node(id)
+			if n == nil || n.Address == addr {
+				m.moved.done(id, addr)
+				continue
+			}
+			c, end := context.WithTimeout(ctx, addressAge)
+			err := m.must(c, store.Command{PutNode: &store.PutNode{ID: id, Name: n.Name, Address: addr}})
+			end()
+			if err != nil {
+				m.log.Info("new address of a node not noted, will try again", "node", n.Name, "address", addr, "err", err)
+				continue
+			}
+			m.log.Info("node has another address", "node", n.Name, "was", n.Address, "is", addr)
+			m.moved.done(id, addr)
+		}
+		if !changeWithin(ctx, addressTick, told) {
+			return
+		}
+	}
+}
+
+// addressTick is how often that is looked at in any case.
+const addressTick = 500 * time.Millisecond
+
+// noteRoots writes down which roots this node trusts, see knownRoots.
+func (m *Member) noteRoots(ctx context.Context) {
+	for {
+		changed := m.identity.Changed()
+		if err := addRoots(m.c.DataDir, m.identity.Trusts()); err != nil {
+			m.log.Warn("roots not noted", "err", explain(err, m.c.DataDir))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// followAddress tells the others when the address of this host has changed.
+func (m *Member) followAddress(ctx context.Context) {
+	if m.c.Advertise != "" {
+		return
+	}
+	watchAdvertised(ctx, m.Address(), m.port.number(), func(addr string) {
+		m.log.Info("this host has another address now", "was", m.Address(), "is", addr)
+		m.addr.Store(&addr)
+		m.gossip.announce(addr)
+		m.led.ring() // wakes becomeReady
+	})
 }
 
 // raftConfig returns Raft's configuration; slow makes the timeouts a little
 // longer, see hurry.
 func (m *Member) raftConfig(slow bool) *raft.Config {
 	c := raft.DefaultConfig()
-	c.LocalID = raft.ServerID(m.id)
+	c.LocalID = m.seat
 	c.Logger = hclogTo(m.log)
 	c.HeartbeatTimeout = m.c.Heartbeat
 	c.LeaderLeaseTimeout = m.c.Heartbeat
@@ -284,13 +398,18 @@ func (m *Member) hurry(r *raft.Raft) {
 	if m.voters(r) != 1 {
 		return
 	}
-	c := m.raftConfig(false)
-	err := r.ReloadConfig(raft.ReloadableConfig{
-		TrailingLogs: c.TrailingLogs, SnapshotInterval: c.SnapshotInterval, SnapshotThreshold: c.SnapshotThreshold,
-		HeartbeatTimeout: c.HeartbeatTimeout, ElectionTimeout: c.ElectionTimeout,
-	})
+	err := r.ReloadConfig(m.reloadable(false))
 	if err != nil {
 		m.log.Warn("shorten raft's heartbeat", "err", err)
+	}
+}
+
+// reloadable is the part of raftConfig that can be changed while Raft runs.
+func (m *Member) reloadable(slow bool) raft.ReloadableConfig {
+	c := m.raftConfig(slow)
+	return raft.ReloadableConfig{
+		TrailingLogs: c.TrailingLogs, SnapshotInterval: c.SnapshotInterval, SnapshotThreshold: c.SnapshotThreshold,
+		HeartbeatTimeout: c.HeartbeatTimeout, ElectionTimeout: c.ElectionTimeout,
 	}
 }
 
@@ -415,7 +534,12 @@ func (m *Member) release() error {
 	if m.stable != nil {
 		errs = append(errs, m.stable.close())
 	}
-	errs = append(errs, m.streams.Close())
+	if m.streams != nil {
+		errs = append(errs, m.streams.Close())
+	}
+	if m.port != nil {
+		errs = append(errs, m.port.close())
+	}
 	if m.lock != nil {
 		errs = append(errs, m.lock.Close())
 	}

@@ -38,7 +38,7 @@ type running struct {
 
 func mustOpen(t *testing.T, c Config) *Member {
 	t.Helper()
-	m, err := Open(c)
+	m, err := Open(context.Background(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func snapshot(t *testing.T, r *running) {
 func TestSecondMemberOnSameFolderIsRefused(t *testing.T) {
 	c := testConfig(t.TempDir())
 	r := start(t, c)
-	_, err := Open(c)
+	_, err := Open(context.Background(), c)
 	if !errors.Is(err, spec.ErrConflict) || !strings.Contains(err.Error(), fmt.Sprintf("PID %d", os.Getpid())) || !strings.Contains(err.Error(), "--data-dir") {
 		t.Fatalf("err %v", err)
 	}
@@ -224,13 +224,13 @@ func TestIdentityIsNeverReplaced(t *testing.T) {
 		if err := os.Rename(path, path+".away"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(c); !errors.Is(err, spec.ErrConflict) || !strings.Contains(err.Error(), path) {
+		if _, err := Open(context.Background(), c); !errors.Is(err, spec.ErrConflict) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s missing: err %v", name, err)
 		}
 		if err := os.WriteFile(path, []byte("{}"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(c); !errors.Is(err, spec.ErrInvalid) {
+		if _, err := Open(context.Background(), c); !errors.Is(err, spec.ErrInvalid) {
 			t.Errorf("%s damaged: err %v", name, err)
 		}
 		if err := os.Rename(path+".away", path); err != nil {
@@ -263,7 +263,7 @@ func TestUnfinishedBootstrapGoesOn(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(c.DataDir, raftDir, logDir)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(c); !errors.Is(err, spec.ErrConflict) || !strings.Contains(err.Error(), "is empty") {
+	if _, err := Open(context.Background(), c); !errors.Is(err, spec.ErrConflict) || !strings.Contains(err.Error(), "is empty") {
 		t.Fatalf("a member without its log was opened: %v", err)
 	}
 }
@@ -395,11 +395,11 @@ func TestDamageIsNamed(t *testing.T) {
 	if err := os.WriteFile(names[0], b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(c); err == nil || !strings.Contains(err.Error(), names[0]) {
+	if _, err := Open(context.Background(), c); err == nil || !strings.Contains(err.Error(), names[0]) {
 		t.Fatalf("err %v", err)
 	}
 	// The claim was given back.
-	if _, err := Open(c); errors.Is(err, spec.ErrConflict) {
+	if _, err := Open(context.Background(), c); errors.Is(err, spec.ErrConflict) {
 		t.Fatal(err)
 	}
 }

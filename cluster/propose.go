@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"wherry.dev/api"
 	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
 )
@@ -27,15 +28,20 @@ const (
 	reserveToAdd = 64 << 20
 )
 
-// Propose writes c to the log and applies it. It returns when c is applied
-// here, with the outcome of Apply: the caller looks at Result.Err. A zero
-// c.Time becomes now.
+// Propose writes c to the log and applies it, through the leader if that is
+// another member. It returns when c is applied here, with the outcome of Apply:
+// the caller looks at Result.Err. A zero c.Time becomes now.
+//
+// Where that can do no harm, a command is tried again for up to 10 s while
+// leadership changes: a user's command with a RequestID, reports, and whatever
+// was not sent. What only the leader may propose (plans, states of nodes) is
+// neither sent to another member nor tried again.
 //
 // The returned error says that the outcome is unknown or that c was refused
-// before it was written: of class ErrInvalid when it is too large, ErrUnavailable when there is no
-// leader, the member has ended or the disk is short of space, or the cause of
-// ctx. After an unknown outcome a user's command may be repeated with the same
-// RequestID.
+// before it was written: of class ErrInvalid when it is too large,
+// ErrUnavailable when there is no leader, the member has ended or the disk is
+// short of space, or the cause of ctx. After an unknown outcome a user's
+// command may be repeated with the same RequestID.
 func (m *Member) Propose(ctx context.Context, c store.Command) (store.Result, error) {
 	select {
 	case <-m.ready:
@@ -45,26 +51,57 @@ func (m *Member) Propose(ctx context.Context, c store.Command) (store.Result, er
 		}
 		return store.Result{}, spec.Unavailablef("the cluster has no leader yet: try again in a moment")
 	}
+	if m.role != spec.RoleManager {
+		return store.Result{}, errWorker
+	}
 	if err := m.room(&c); err != nil {
 		return store.Result{}, err
 	}
 	return m.propose(ctx, c)
 }
 
+var errWorker = spec.Unavailablef("this node is a worker: ask a manager")
+
 // propose is Propose for a member that is not ready yet, too.
 func (m *Member) propose(ctx context.Context, c store.Command) (store.Result, error) {
 	if c.Time.IsZero() {
 		c.Time = time.Now().UTC()
 	}
-	b, err := store.Encode(c)
+	entry, err := store.Encode(c)
 	if err != nil {
 		return store.Result{}, fmt.Errorf("propose command: %w", err)
 	}
-	if len(b) > maxEntry {
-		return store.Result{}, spec.Invalidf("command %s has %d KiB encoded, at most %d are possible: split it", c.Kind(), len(b)>>10, maxEntry>>10)
+	if len(entry) > maxEntry {
+		return store.Result{}, spec.Invalidf("command %s has %d KiB encoded, at most %d are possible: split it", c.Kind(), len(entry)>>10, maxEntry>>10)
 	}
+	if leadersOwn(&c) {
+		return m.apply(ctx, entry)
+	}
+	return throughLeader(ctx, m, repeatable(&c),
+		func(ctx context.Context) (store.Result, error) { return m.apply(ctx, entry) },
+		func(ctx context.Context, leader spec.NodeID) (store.Result, error) {
+			return m.applyAt(ctx, leader, entry)
+		})
+}
+
+// leadersOwn tells the commands that only a leader may propose, on the ground
+// of having led when it decided.
+func leadersOwn(c *store.Command) bool { return c.ApplyPlan != nil || c.SetNodeState != nil }
+
+// repeatable tells the commands that may be sent again after an unknown
+// outcome.
+func repeatable(c *store.Command) bool {
+	switch c.Kind() {
+	case "reports", "put_node", "bootstrap", "put_content":
+		return true
+	}
+	return c.RequestID != ""
+}
+
+// apply applies an encoded command on this member, which must lead.
+func (m *Member) apply(ctx context.Context, entry []byte) (store.Result, error) {
 	return await(ctx, m, func(r *raft.Raft) (store.Result, error) {
-		f := r.ApplyLog(raft.Log{Data: b}, enqueueTime)
+		f := r.ApplyLog(raft.Log{Data: entry}, enqueueTime)
 		if err := f.Error(); err != nil {
 			return store.Result{}, err
 		}
@@ -137,17 +174,24 @@ func await[T any](ctx context.Context, m *Member, call func(*raft.Raft) (T, erro
 	}
 }
 
+// errNotLeader says that nothing was done because another member leads, or
+// none.
+var errNotLeader = spec.Unavailablef("this member does not lead the cluster")
+
+// errTransfer is errNotLeader for a leader that is about to be none.
+var errTransfer = spec.Unavailablef("leadership is being handed over: try again in a moment")
+
 // classify gives an error of Raft its class and words.
 func (m *Member) classify(err error) error {
 	switch {
 	case err == nil, errors.Is(err, raft.ErrNothingNewToSnapshot):
 		return err
 	case errors.Is(err, raft.ErrNotLeader):
-		return spec.Unavailablef("this member does not lead the cluster")
+		return errNotLeader
 	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrAbortedByRestore):
 		return spec.Unavailablef("leadership was lost meanwhile: the command may or may not have been done, repeat it")
 	case errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		return spec.Unavailablef("leadership is being handed over: try again in a moment")
+		return errTransfer
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return spec.Unavailablef("the disk of %s has not answered for %s: try again later", m.c.DataDir, enqueueTime)
 	case errors.Is(err, raft.ErrRaftShutdown):
@@ -165,9 +209,27 @@ func (m *Member) stopped(err error) error {
 }
 
 // Linearizable returns when Store holds every write that was acknowledged, by
-// any member, before the call. It fails with class ErrUnavailable when this
-// member cannot be sure of that: it does not lead.
+// any member, before the call; a follower asks the leader how far that is. It
+// fails with class ErrUnavailable when nobody can be sure of it.
 func (m *Member) Linearizable(ctx context.Context) error {
+	if m.role != spec.RoleManager {
+		return errWorker
+	}
+	_, err := throughLeader(ctx, m, true,
+		func(ctx context.Context) (struct{}, error) { return struct{}{}, m.verify(ctx) },
+		func(ctx context.Context, leader spec.NodeID) (none struct{}, err error) {
+			var at api.ReadIndex
+			if err := m.call(ctx, leader, "POST", readPath, nil, &at); err != nil {
+				return none, err
+			}
+			return none, m.reach(ctx, at.Index)
+		})
+	return err
+}
+
+// verify returns when this member, which must lead, has applied all that was
+// acknowledged before the call.
+func (m *Member) verify(ctx context.Context) error {
 	_, err := await(ctx, m, func(r *raft.Raft) (uint64, error) {
 		term := r.CurrentTerm()
 		// A new leader may not have applied yet what the one before it has

@@ -175,7 +175,7 @@ const steadyWrites = 6
 // steadyChild forms a cluster, writes a few times and ends; it names
 // each write after it.
 func steadyChild(dir string) error {
-	m, err := Open(steadyConfig(dir))
+	m, err := Open(context.Background(), steadyConfig(dir))
 	if err != nil {
 		return err
 	}

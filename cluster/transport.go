@@ -58,7 +58,8 @@ func (a nodeAddr) String() string { return string(a) }
 // streamLayer makes Streams what raft.NetworkTransport wants.
 type streamLayer struct {
 	Streams
-	id spec.NodeID
+	id   spec.NodeID
+	open *openStreams
 }
 
 func (s streamLayer) Addr() net.Addr { return nodeAddr(s.id) }
@@ -66,7 +67,57 @@ func (s streamLayer) Addr() net.Addr { return nodeAddr(s.id) }
 func (s streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, errors.New("the member does not answer"))
 	defer cancel()
-	return s.Streams.Dial(ctx, spec.NodeID(to))
+	conn, err := s.Streams.Dial(ctx, spec.NodeID(to))
+	if err != nil {
+		return nil, err
+	}
+	return s.open.add(conn)
+}
+
+// openStreams are the streams to other members. Raft's heartbeats go on until
+// it has ended, which takes as long as a disk that hangs does; without streams
+// the others elect a leader at once.
+type openStreams struct {
+	mu    sync.Mutex
+	conns map[*stream]struct{}
+	cut   bool
+}
+
+type stream struct {
+	net.Conn
+	of *openStreams
+}
+
+func (o *openStreams) add(conn net.Conn) (net.Conn, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.cut {
+		return nil, errors.Join(errEnded, conn.Close())
+	}
+	s := &stream{conn, o}
+	if o.conns == nil {
+		o.conns = map[*stream]struct{}{}
+	}
+	o.conns[s] = struct{}{}
+	return s, nil
+}
+
+func (s *stream) Close() error {
+	s.of.mu.Lock()
+	delete(s.of.conns, s)
+	s.of.mu.Unlock()
+	return s.Conn.Close()
+}
+
+// end closes all streams, for good.
+func (o *openStreams) end() {
+	o.mu.Lock()
+	conns := o.conns
+	o.conns, o.cut = nil, true
+	o.mu.Unlock()
+	for s := range conns {
+		_ = s.Conn.Close()
+	}
 }
 
 const (
@@ -76,7 +127,7 @@ const (
 
 func (m *Member) newTransport() *raft.NetworkTransport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: streamLayer{m.streams, m.id}, MaxPool: maxPool, Timeout: rpcTimeout,
+		Stream: streamLayer{m.streams, m.id, &m.dialled}, MaxPool: maxPool, Timeout: rpcTimeout,
 		Logger: hclogTo(m.log), MsgpackUseNewTimeFormat: true,
 	})
 }

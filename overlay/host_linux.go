@@ -3,7 +3,6 @@ package overlay
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -279,10 +278,12 @@ func (h *Host) Run(ctx context.Context) error {
 	defer k.close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, 1)
 	wg.Go(func() {
-		if err := k.run(ctx, func() { signal(h.event) }); err != nil {
-			cancel(err)
+		if err := k.run(ctx, func() { signal(h.event) }); err != nil && ctx.Err() == nil {
+			failed <- err
 		}
 	})
 	tick := time.NewTicker(h.c.Resync)
@@ -294,11 +295,10 @@ func (h *Host) Run(ctx context.Context) error {
 		h.refreshDNS(ctx)
 		select {
 		case <-ctx.Done():
-			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
-				return fmt.Errorf("run network: %w", cause)
-			}
 			h.clear()
 			return nil
+		case err := <-failed:
+			return fmt.Errorf("run network: %w", err)
 		case <-h.wake:
 			full = true
 		case <-tick.C:

@@ -8,16 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"time"
 
 	"wherry.dev/api"
 	"wherry.dev/spec"
 )
 
-// toNode passes a call about a task on to the node that runs it.
-func (s *Server) toNode(verb string) handler {
+// toTask passes a call about a task on to the node that runs it.
+func (s *Server) toTask(verb string) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		snap, err := s.snapshot(r)
 		if err != nil {
@@ -30,23 +32,73 @@ func (s *Server) toNode(verb string) handler {
 		if t.Node == "" {
 			return spec.Conflictf("task %s has no node yet: %s", taskName(snap, t), t.Status.Reason)
 		}
-		tr, err := s.Nodes.Transport(t.Node)
+		n := snap.Node(t.Node)
+		if n == nil {
+			return spec.Unavailablef("task %s was on node %s, which is no longer in the cluster", taskName(snap, t), t.Node)
+		}
+		return s.toNode(w, r, n, "/v1/node/tasks/"+url.PathEscape(string(t.ID))+"/"+verb)
+	}
+}
+
+// onNode passes a call about images on to the node that ?node= names; without
+// it, or when it names this one, the answer comes from here.
+func (s *Server) onNode(verb string, here handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		ref := r.URL.Query().Get("node")
+		if ref == "" || ref == string(s.Node) || ref == s.Name {
+			return here(w, r)
+		}
+		if s.Store == nil {
+			return s.worker(w, r)
+		}
+		snap, err := s.snapshot(r)
 		if err != nil {
 			return err
 		}
-		path := "/v1/node/tasks/" + url.PathEscape(string(t.ID)) + "/" + verb
-		proxy := httputil.ReverseProxy{
-			Transport: tr, FlushInterval: -1,
-			Rewrite: func(pr *httputil.ProxyRequest) {
-				pr.Out.URL = &url.URL{Scheme: "http", Host: "node", Path: path, RawPath: path, RawQuery: r.URL.RawQuery}
-			},
-			ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-				s.writeError(w, api.Route{Name: "node." + verb}, spec.Unavailablef("node %s does not answer: %v", t.Node, err))
-			},
+		n, err := findNode(snap, ref)
+		if err != nil {
+			return err
 		}
-		proxy.ServeHTTP(w, r)
-		return nil
+		if n.ID == s.Node {
+			return here(w, r)
+		}
+		return s.toNode(w, r, n, "/v1/node/images"+verb)
 	}
+}
+
+// toNode passes a call on to the API of a node.
+func (s *Server) toNode(w http.ResponseWriter, r *http.Request, n *spec.Node, path string) error {
+	if n.State == spec.NodeDown {
+		return spec.Unavailablef("node %s is down%s; what is on it can be reached when it is back", n.Name, since(n.DownSince))
+	}
+	tr, err := s.Nodes.Transport(n.ID)
+	if err != nil {
+		return err
+	}
+	var failed error
+	proxy := httputil.ReverseProxy{
+		Transport: tr, FlushInterval: -1,
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.Out.URL = &url.URL{Scheme: "http", Host: "node", Path: path, RawPath: path, RawQuery: r.URL.RawQuery}
+		},
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
+		ErrorLog:     slog.NewLogLogger(s.Logger.Handler(), slog.LevelDebug),
+	}
+	proxy.ServeHTTP(w, r)
+	if failed != nil && r.Context().Err() != nil {
+		return context.Canceled
+	}
+	if failed != nil {
+		return spec.Unavailablef("node %s does not answer at %s: %v", n.Name, n.Address, failed)
+	}
+	return nil
+}
+
+func since(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return " since " + t.UTC().Format(time.RFC3339)
 }
 
 func (s *Server) nodeTaskLogs(w http.ResponseWriter, r *http.Request) error {
@@ -120,7 +172,7 @@ func (s *Server) nodeTaskExec(w http.ResponseWriter, r *http.Request) error {
 	stdin.CloseWithError(io.ErrClosedPipe)
 	end := api.ExecEnd{ExitCode: code}
 	if err != nil {
-		end.Error, end.Class = err.Error(), spec.ErrorClass(err)
+		end.Error, end.Class = err.Error(), api.ErrorClass(err)
 	}
 	b, err := json.Marshal(end)
 	if err != nil {
@@ -201,7 +253,7 @@ func (s *Server) imagePull(w http.ResponseWriter, r *http.Request) error {
 	}
 	img, err := s.Images.Pull(r.Context(), in, send)
 	if err != nil {
-		send(api.PullProgress{Error: err.Error(), Class: spec.ErrorClass(err)})
+		send(api.PullProgress{Error: err.Error(), Class: api.ErrorClass(err)})
 		return nil
 	}
 	send(api.PullProgress{Image: &img})
@@ -213,5 +265,13 @@ func (s *Server) imageDelete(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) registry(w http.ResponseWriter, r *http.Request) error {
+	if s.Registry == nil {
+		return spec.NotFoundf("this node serves no images")
+	}
+	s.Registry.ServeHTTP(w, r)
 	return nil
 }

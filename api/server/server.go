@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"runtime"
 	"slices"
@@ -37,8 +38,9 @@ type Resolver interface {
 
 // Nodes connects a manager with the node API of a node.
 type Nodes interface {
-	// Transport returns the way to a node; an error of class
-	// spec.ErrUnavailable when there is none now.
+	// Transport returns the way to a node, this one too; an error of class
+	// spec.ErrUnavailable when there is none now. It gets requests for
+	// http://node/…, some with an Upgrade, and streams them.
 	Transport(n spec.NodeID) (http.RoundTripper, error)
 }
 
@@ -59,27 +61,65 @@ type Tasks interface {
 	Exec(ctx context.Context, t spec.TaskID, r api.ExecRequest, streams api.ExecIO) (exitCode int, err error)
 }
 
-// Config is what a server needs. All fields but Logger and Now are required.
+// Config is what a server needs. Logger, Now and Registry may be nil. A worker
+// has Images, Tasks, Leaver, Caller, Managers and Members; a manager has all
+// but the last two.
 type Config struct {
+	// Store is nil on a worker.
 	Store    *store.Store
 	Proposer Proposer
 	Resolver Resolver
 	Nodes    Nodes
 	Images   Images
 	Tasks    Tasks
+	Sessions Sessions
+	Enroller Enroller
+	Peers    Peers
+	Leaver   Leaver
+	// Registry answers /v2/.
+	Registry http.Handler
+	// Caller says who calls, for Remote.
+	Caller IdentifyFunc
+	// Managers and Members are the managers and all nodes as a worker was last
+	// told; empty when it was told nothing yet.
+	Managers, Members func() []api.Peer
 	// ContentKey names contents (spec.KeyedContentID).
 	ContentKey []byte
 	Node       spec.NodeID
+	Name       string // of the node
 	Version    string
 	// Now is the clock; nil is time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
 }
 
+// check names what is missing.
+func (c *Config) check() error {
+	have := map[string]bool{"Images": c.Images != nil, "Tasks": c.Tasks != nil, "Leaver": c.Leaver != nil, "Caller": c.Caller != nil, "Node": c.Node != ""}
+	if c.Store == nil {
+		have["Managers"], have["Members"] = c.Managers != nil, c.Members != nil
+	} else {
+		for name, ok := range map[string]bool{"Proposer": c.Proposer != nil, "Resolver": c.Resolver != nil, "Nodes": c.Nodes != nil,
+			"Sessions": c.Sessions != nil, "Enroller": c.Enroller != nil, "Peers": c.Peers != nil} {
+			have[name] = ok
+		}
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(have)) {
+		if !have[name] {
+			errs = append(errs, fmt.Errorf("api server: %s is missing", name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Server answers the API.
 type Server struct {
 	Config
-	handlers map[string]handler
+	handlers  map[string]handler
+	watches   watches
+	freshness freshness
+	outline   outline
 }
 
 // handler answers one request; an error that it returns becomes the answer, so
@@ -94,37 +134,72 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if err := c.check(); err != nil {
+		return nil, err
+	}
 	s := &Server{Config: c}
+	// What works without the state, on a worker too.
 	s.handlers = map[string]handler{
-		"version":        s.version,
-		"stack.list":     s.stackList,
-		"stack.get":      s.stackGet,
-		"stack.put":      s.stackPut,
-		"stack.delete":   s.stackDelete,
-		"stack.status":   s.stackStatus,
-		"stack.plan":     s.stackPlan,
-		"service.list":   s.serviceList,
-		"service.get":    s.serviceGet,
-		"service.scale":  s.serviceScale,
-		"task.list":      s.taskList,
-		"task.get":       s.taskGet,
-		"task.logs":      s.toNode("logs"),
-		"task.exec":      s.toNode("exec"),
-		"node.list":      s.nodeList,
-		"node.get":       s.nodeGet,
-		"network.list":   s.networkList,
-		"volume.list":    s.volumeList,
-		"volume.delete":  s.volumeDelete,
-		"event.list":     s.eventList,
-		"image.list":     s.imageList,
-		"image.load":     s.imageLoad,
-		"image.pull":     s.imagePull,
-		"image.delete":   s.imageDelete,
-		"session.watch":  s.sessionWatch,
-		"session.report": s.sessionReport,
-		"content.get":    s.contentGet,
-		"node.task.logs": s.nodeTaskLogs,
-		"node.task.exec": s.nodeTaskExec,
+		"version":           s.version,
+		"image.list":        s.onNode("", s.imageList),
+		"image.load":        s.onNode("/load", s.imageLoad),
+		"image.pull":        s.onNode("/pull", s.imagePull),
+		"image.delete":      s.onNode("", s.imageDelete),
+		"node.leave":        s.nodeLeave,
+		"node.task.logs":    s.nodeTaskLogs,
+		"node.task.exec":    s.nodeTaskExec,
+		"node.image.list":   s.imageList,
+		"node.image.load":   s.imageLoad,
+		"node.image.pull":   s.imagePull,
+		"node.image.delete": s.imageDelete,
+		"registry":          s.registry,
+	}
+	for name, h := range map[string]handler{
+		"stack.list":      s.stackList,
+		"stack.get":       s.stackGet,
+		"stack.put":       s.stackPut,
+		"stack.delete":    s.stackDelete,
+		"stack.status":    s.stackStatus,
+		"stack.plan":      s.stackPlan,
+		"service.list":    s.serviceList,
+		"service.get":     s.serviceGet,
+		"service.scale":   s.serviceScale,
+		"task.list":       s.taskList,
+		"task.get":        s.taskGet,
+		"task.logs":       s.toTask("logs"),
+		"task.exec":       s.toTask("exec"),
+		"node.list":       s.nodeList,
+		"node.get":        s.nodeGet,
+		"node.leftovers":  s.nodeLeftovers,
+		"node.update":     s.nodeUpdate,
+		"node.delete":     s.nodeDelete,
+		"network.list":    s.networkList,
+		"volume.list":     s.volumeList,
+		"volume.delete":   s.volumeDelete,
+		"event.list":      s.eventList,
+		"cluster.status":  s.clusterStatus,
+		"cluster.backup":  s.clusterBackup,
+		"cluster.key":     s.clusterKey,
+		"cluster.token":   s.clusterToken,
+		"cluster.client":  s.clusterClient,
+		"cluster.rotate":  s.clusterRotate,
+		"cluster.join":    s.clusterJoin,
+		"cluster.renew":   s.clusterRenew,
+		"cluster.propose": s.clusterPropose,
+		"cluster.read":    s.clusterRead,
+		"cluster.alive":   s.clusterAlive,
+		"session.watch":   s.sessionWatch,
+		"session.report":  s.sessionReport,
+		"session.beat":    s.sessionBeat,
+		"session.lease":   s.sessionLease,
+		"session.leave":   s.sessionLeave,
+		"content.get":     s.contentGet,
+		"node.member":     s.nodeMember,
+	} {
+		if c.Store == nil {
+			h = s.worker
+		}
+		s.handlers[name] = h
 	}
 	if err := checkRoutes(api.Routes, s.handlers); err != nil {
 		return nil, err
@@ -135,13 +210,12 @@ func New(c Config) (*Server, error) {
 func checkRoutes(routes []api.Route, handlers map[string]handler) error {
 	var errs []error
 	seen := map[string]bool{}
-	rules := []api.Rule{api.RuleAnyone, api.RuleOperator, api.RuleNode, api.RuleManager}
 	for _, r := range routes {
 		seen[r.Name] = true
 		if handlers[r.Name] == nil {
 			errs = append(errs, fmt.Errorf("route %s has no handler", r.Name))
 		}
-		if !slices.Contains(rules, r.Rule) {
+		if !slices.Contains(api.Rules, r.Rule) {
 			errs = append(errs, fmt.Errorf("route %s has no rule", r.Name))
 		}
 	}
@@ -153,17 +227,24 @@ func checkRoutes(routes []api.Route, handlers map[string]handler) error {
 	return errors.Join(errs...)
 }
 
-// Handler answers peers who may use the given rules; api.RuleAnyone is always
-// among them.
-func (s *Server) Handler(rules ...api.Rule) http.Handler {
+// Handler answers on a socket of this host those who may use the given rules;
+// api.RuleAnyone is always among them. With api.RuleNode they are this node.
+func (s *Server) Handler(rules ...api.Rule) http.Handler { return s.mux(s.local(rules)) }
+
+// Remote answers those who come over TLS by who they are: a client with a
+// certificate is an operator, a node is what the table of nodes says.
+func (s *Server) Remote() http.Handler { return s.mux(s.remote) }
+
+func (s *Server) mux(may access) http.Handler {
 	mux := http.NewServeMux()
 	for _, r := range api.Routes {
 		h := s.handlers[r.Name]
-		if r.Rule != api.RuleAnyone && !slices.Contains(rules, r.Rule) {
-			h = refuse(r)
-		}
 		mux.HandleFunc(r.Pattern(), func(w http.ResponseWriter, req *http.Request) {
-			if err := h(w, req); err != nil {
+			c, err := may(req, r)
+			if err == nil {
+				err = h(w, req.WithContext(context.WithValue(req.Context(), callerKey{}, c)))
+			}
+			if err != nil {
 				s.writeError(w, r, err)
 			}
 		})
@@ -174,28 +255,16 @@ func (s *Server) Handler(rules ...api.Rule) http.Handler {
 	return mux
 }
 
-// errForbidden answers 403; it is no class of package spec, since no caller can
-// do anything about it.
-var errForbidden = errors.New("not allowed")
-
-func refuse(r api.Route) handler {
-	return func(http.ResponseWriter, *http.Request) error {
-		return fmt.Errorf("%s: %w: it is for the role %s", r.Name, errForbidden, r.Rule)
-	}
-}
-
 func (s *Server) writeError(w http.ResponseWriter, r api.Route, err error) {
 	status := api.ErrorStatus(err)
 	switch {
-	case errors.Is(err, errForbidden):
-		status = http.StatusForbidden
 	case errors.Is(err, context.Canceled):
 		return // the caller has gone
 	case status == http.StatusInternalServerError:
 		s.Logger.Error("request failed", "route", r.Name, "err", err)
 	}
 	var body api.ErrorBody
-	body.Error.Class, body.Error.Message = spec.ErrorClass(err), err.Error()
+	body.Error.Class, body.Error.Message = api.ErrorClass(err), err.Error()
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	if err := json.NewEncoder(w).Encode(body); err != nil {
@@ -283,5 +352,10 @@ func (s *Server) propose(ctx context.Context, c store.Command) (store.Result, er
 }
 
 func (s *Server) version(w http.ResponseWriter, _ *http.Request) error {
-	return writeJSON(w, api.Version{Version: s.Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Node: s.Node})
+	v := api.Version{Version: s.Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH,
+		Node: s.Node, Name: s.Name, Role: spec.RoleManager}
+	if s.Store == nil {
+		v.Role = spec.RoleWorker
+	}
+	return writeJSON(w, v)
 }

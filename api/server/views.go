@@ -222,10 +222,13 @@ func (s *Server) taskGet(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, taskInfo(snap, t))
 }
 
-func (s *Server) nodeInfo(snap *store.Snapshot, n *spec.Node) api.NodeInfo {
+// leader returns the manager that leads as far as is known here.
+func (s *Server) leader() spec.NodeID { return s.Peers.MemberStatus().LeaderID }
+
+func nodeInfo(snap *store.Snapshot, n *spec.Node, leader spec.NodeID) api.NodeInfo {
 	out := api.NodeInfo{
 		ID: n.ID, Name: n.Name, Role: n.Role, State: n.State, Availability: n.Availability,
-		Address: n.Address, Labels: n.Labels, Info: n.Info, Leader: n.ID == s.Node,
+		Address: n.Address, Labels: n.Labels, Info: n.Info, Leader: n.ID == leader, DownSince: n.DownSince, StopPinned: n.StopPinned,
 	}
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
@@ -244,8 +247,9 @@ func (s *Server) nodeList(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	l := api.List[api.NodeInfo]{Index: snap.Index(), Items: []api.NodeInfo{}}
+	leader := s.leader()
 	for _, n := range snap.Nodes() {
-		l.Items = append(l.Items, s.nodeInfo(snap, n))
+		l.Items = append(l.Items, nodeInfo(snap, n, leader))
 	}
 	return writeJSON(w, l)
 }
@@ -255,13 +259,27 @@ func (s *Server) nodeGet(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	ref := r.PathValue("node")
-	for _, n := range snap.Nodes() {
-		if n.Name == ref || string(n.ID) == ref {
-			return writeJSON(w, s.nodeInfo(snap, n))
-		}
+	n, err := findNode(snap, r.PathValue("node"))
+	if err != nil {
+		return err
 	}
-	return spec.NotFoundf("node %q does not exist; `wherry node ls` lists the nodes", ref)
+	return writeJSON(w, nodeInfo(snap, n, s.leader()))
+}
+
+func (s *Server) nodeLeftovers(w http.ResponseWriter, r *http.Request) error {
+	snap, err := s.snapshot(r)
+	if err != nil {
+		return err
+	}
+	n, err := findNode(snap, r.PathValue("node"))
+	if err != nil {
+		return err
+	}
+	l := api.List[api.Leftover]{Index: snap.Index(), Items: []api.Leftover{}}
+	for _, t := range reconciler.Leftovers(snap, n.ID, s.Now()) {
+		l.Items = append(l.Items, api.Leftover{Task: t.Task.ID, Name: t.Name, Pinned: t.Pinned, Reason: t.Reason})
+	}
+	return writeJSON(w, l)
 }
 
 func (s *Server) networkList(w http.ResponseWriter, r *http.Request) error {

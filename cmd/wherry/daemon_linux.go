@@ -16,36 +16,40 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"wherry.dev/agent"
 	"wherry.dev/agent/containerd"
 	"wherry.dev/agent/keeper"
 	"wherry.dev/api"
-	"wherry.dev/api/server"
 	"wherry.dev/cluster"
-	"wherry.dev/overlay"
-	"wherry.dev/reconciler"
 	"wherry.dev/spec"
 )
 
 // role runs one of the hidden roles of the binary: containerd, its shim, a
 // container's init, the keeper.
 func role(args []string) (code int, ok bool) {
-	if run, ok := containerd.Role(args); ok {
-		return run(), true
+	run, ok := containerd.Role(args)
+	if !ok && len(args) > 1 && args[1] == "keeper" {
+		run, ok = func() int { return keeper.Main(args[2:]) }, true
 	}
-	if len(args) > 1 && args[1] == "keeper" {
-		return keeper.Main(args[2:]), true
+	if !ok {
+		return 0, false
 	}
-	return 0, false
+	// The daemon that started it may be a manager, which has a higher priority;
+	// one that cannot be given back was not there.
+	_ = cluster.Ordinary()
+	return run(), true
 }
 
 // daemonConfig are the flags of the daemon.
 type daemonConfig struct {
 	dataDir, runDir string
 	name, advertise string
+	join, token     string
+	tokenFile       string
+	peers           []string
+	recover         bool
+	instance        string // of this process
 	containerd      string
 	logLevel        string
 }
@@ -54,23 +58,32 @@ func (a *app) addDaemon(root *cobra.Command) {
 	var c daemonConfig
 	cmd := &cobra.Command{
 		Use: "daemon", Short: "Run this host's part of the cluster", Args: noArgs("it has flags only"),
-		Long: "Run this host's part of the cluster. On an empty data folder it makes a cluster of one.\n" +
+		Long: "Run this host's part of the cluster. On an empty data folder it makes a cluster of one,\n" +
+			"or with --join and a token becomes a node of another one: `wherry token worker` on a manager\n" +
+			"prints the whole line. Who lists the processes of the host sees --token, but not the token in a file\n" +
+			"(--token-file) or in the environment (WHERRY_TOKEN).\n" +
 			"Containers outlive the daemon: it may be stopped, killed and upgraded under them.",
+		Example: "  wherry daemon\n  wherry daemon --join 192.0.2.1:4477 --token WHERRY-1-…\n" +
+			"  wherry daemon --join 192.0.2.1:4477 --token-file token",
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.daemon(cmd.Context(), c) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&c.dataDir, "data-dir", "/var/lib/wherry", "folder for everything that must last")
+	f.StringVar(&c.dataDir, "data-dir", defaultDataDir, "folder for everything that must last")
 	f.StringVar(&c.runDir, "run-dir", "/run/wherry", "folder for sockets and what ends with the boot")
 	f.StringVar(&c.name, "name", "", "name of this node (default: the host's)")
-	f.StringVar(&c.advertise, "advertise", "", "IP[:PORT] that others reach this node at")
+	f.StringVar(&c.advertise, "advertise", "", "IP[:PORT] that others reach this node at (default: found out, port 4477)")
+	f.StringVar(&c.join, "join", "", "IP:PORT of a manager of the cluster to join; needs a token")
+	f.StringVar(&c.token, "token", "", "token to join with (WHERRY_TOKEN)")
+	f.StringVar(&c.tokenFile, "token-file", "", "file with the token to join with, instead of --token")
+	f.StringSliceVar(&c.peers, "peer", nil, "IP:PORT of any node of this cluster, should all known addresses be outdated")
+	f.BoolVar(&c.recover, "recover", false, "make this manager the only one: when the majority of managers is lost for ever")
 	f.StringVar(&c.containerd, "containerd", "", "socket of a running containerd to use instead of the own one")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.AddCommand(cmd)
 }
 
-// daemon wires the parts of a host together, from the bottom to the top, runs
-// them until ctx ends or one of them fails, and takes them down the other way
-// round: first what acts, then what it acts with.
+// daemon claims the folders and runs this host's part of the cluster, again
+// and again as long as it only gets another role in it.
 func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 	if os.Geteuid() != 0 {
 		return exitWith(exitFailed, "the daemon makes containers and networks and so needs root; start it with sudo")
@@ -80,7 +93,12 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 		return exitWith(exitUsage, "--log-level %q: want debug, info, warn or error", c.logLevel)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	if err := c.prepare(); err != nil {
+	fromEnv, _ := a.env(tokenEnv)
+	// It is no concern of the programs that are started from here.
+	if err := os.Unsetenv(tokenEnv); err != nil {
+		return fmt.Errorf("forget %s: %w", tokenEnv, err)
+	}
+	if err := c.prepare(fromEnv); err != nil {
 		return err
 	}
 	unlock, err := lockFolder(c.runDir)
@@ -92,90 +110,51 @@ func (a *app) daemon(ctx context.Context, c daemonConfig) error {
 	if err != nil {
 		return fmt.Errorf("find the program itself: %w", err)
 	}
-
-	var member *cluster.Member
-	member, err = cluster.Open(cluster.Config{
-		DataDir: c.dataDir, NodeName: c.name, Advertise: c.advertise, Version: version, Logger: log.With("part", "cluster"),
-		Lead: func(ctx context.Context, epoch uint64) error {
-			loop := reconciler.NewLoop(reconciler.Config{Store: member.Store(), Proposer: member, Logger: log.With("part", "reconciler")})
-			return loop.Run(ctx, epoch)
-		},
-	})
-	if err != nil {
-		return err
-	}
-	child := containerd.NewDaemon(containerd.DaemonConfig{DataDir: c.dataDir, RunDir: c.runDir, Binary: bin,
-		Address: c.containerd, Logger: log.With("part", "containerd")})
-	runtime, err := containerd.New(containerd.Config{Address: child.Address(), DataDir: c.dataDir, RunDir: c.runDir,
-		Node: member.Node(), Binary: bin, Logger: log.With("part", "runtime")})
-	if err != nil {
-		return err
-	}
-	build, err := buildOf(bin)
-	if err != nil {
-		return err
-	}
-	keep, err := keeper.Ensure(ctx, keeper.Config{RunDir: c.runDir, Binary: bin, Version: build, Logger: log.With("part", "keeper")})
-	if err != nil {
-		return err
-	}
-	network := overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Logger: log.With("part", "network")})
-	own, err := api.NewClient("unix://" + filepath.Join(c.runDir, "node.sock"))
-	if err != nil {
-		return err
-	}
-	host := agent.New(agent.Config{DataDir: c.dataDir, RunDir: c.runDir, Node: member.Node(), NodeName: c.name, Version: version,
-		Images: runtime, Runtime: runtime, Execer: runtime, Network: network, Logs: keep, Manager: own,
-		Wake: runtime.Changed(), Ports: network.Ports, PortsChanged: network.PortsChanged(), Logger: log.With("part", "agent")})
-	srv, err := server.New(server.Config{Store: member.Store(), Proposer: member, Resolver: resolver{runtime}, Nodes: nodes{member.Node(), own},
-		Images: images{runtime}, Tasks: tasks{host, runtime, c.dataDir}, ContentKey: member.ContentKey(),
-		Node: member.Node(), Version: version, Logger: log.With("part", "api")})
-	if err != nil {
-		return err
-	}
-
-	// What the rest stands on ends only after the rest has.
-	base, baseCtx := errgroup.WithContext(context.WithoutCancel(ctx))
-	baseCtx, endBase := context.WithCancel(baseCtx)
-	base.Go(func() error { return member.Run(baseCtx) })
-	base.Go(func() error { return child.Run(baseCtx) })
-	base.Go(func() error { return runtime.Run(baseCtx) })
-	base.Go(func() error {
-		return serve(baseCtx, filepath.Join(c.runDir, "node.sock"), 0o600, srv.Handler(api.RuleNode, api.RuleManager))
-	})
-
-	ctx, endWork := context.WithCancel(ctx)
-	defer endWork()
-	defer context.AfterFunc(baseCtx, endWork)()
-	work, workCtx := errgroup.WithContext(ctx)
-	work.Go(func() error { return keep.Run(workCtx) })
-	work.Go(func() error { return network.Run(workCtx) })
-	work.Go(func() error { return host.Run(workCtx) })
-	work.Go(func() error { return follow(workCtx, own, member, network, host, log) })
-	work.Go(func() error {
-		select {
-		case <-member.Ready():
-		case <-workCtx.Done():
-			return nil
+	c.instance = requestID()
+	for {
+		err := runNode(ctx, c, bin, log)
+		if ctx.Err() != nil || !errors.Is(err, cluster.ErrRoleChanged) {
+			return err
 		}
-		log.Info("ready", "node", member.Node(), "socket", filepath.Join(c.runDir, "wherry.sock"))
-		return serve(workCtx, filepath.Join(c.runDir, "wherry.sock"), 0o660, srv.Handler(api.RuleOperator))
-	})
-	err = work.Wait()
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
-	if left, lerr := runtime.List(end); lerr == nil && len(left) == 0 {
-		// Nothing runs that would need names or logs.
-		if serr := keep.Stop(end); serr != nil {
-			log.Warn("keeper not stopped", "err", serr)
-		}
+		log.Info("this node has another role now, starting again in it")
+		c.recover = false
 	}
-	endBase()
-	return errors.Join(err, base.Wait())
 }
 
-// prepare makes the folders and fills in defaults.
-func (c *daemonConfig) prepare() error {
+// tokenEnv may hold the token to join with. Without --join it means nothing.
+const tokenEnv = "WHERRY_TOKEN"
+
+// findToken fills in the token to join with, from its file or the environment.
+func (c *daemonConfig) findToken(fromEnv string) error {
+	switch {
+	case c.token != "" && c.tokenFile != "":
+		return exitWith(exitUsage, "--token and --token-file: only one of them")
+	case c.tokenFile != "" && c.join != "":
+		b, err := os.ReadFile(c.tokenFile)
+		if err != nil {
+			return fmt.Errorf("read the token to join with: %w; a host that has joined needs neither --join nor --token-file", err)
+		}
+		if c.token = strings.TrimSpace(string(b)); c.token == "" {
+			return exitWith(exitFailed, "the token file %s is empty; `wherry token worker --quiet` on a manager prints a token", c.tokenFile)
+		}
+	case c.join != "" && c.token == "":
+		c.token = strings.TrimSpace(fromEnv)
+	}
+	if (c.join == "") != (c.token == "" && c.tokenFile == "") {
+		return exitWith(exitUsage, "--join and a token (--token, --token-file or %s) belong together; `wherry token worker` on a manager prints the whole line", tokenEnv)
+	}
+	return nil
+}
+
+// prepare checks the flags, makes the folders and fills in defaults. fromEnv is
+// the token in the environment.
+func (c *daemonConfig) prepare(fromEnv string) error {
+	if err := c.findToken(fromEnv); err != nil {
+		return err
+	}
+	if c.join != "" && c.recover {
+		return exitWith(exitUsage, "--recover is for a manager that has lost the others, --join for a new node: only one of them")
+	}
 	for _, dir := range []*string{&c.dataDir, &c.runDir} {
 		abs, err := filepath.Abs(*dir)
 		if err != nil {
@@ -200,6 +179,14 @@ func (c *daemonConfig) prepare() error {
 		c.name = host
 	}
 	return nil
+}
+
+// listen is the address of the node's one port.
+func (c *daemonConfig) listen() string {
+	if _, port, err := net.SplitHostPort(c.advertise); err == nil && port != "" {
+		return ":" + port
+	}
+	return ":" + api.DefaultPort
 }
 
 // lockFolder claims a run folder for this process, before anything in it is
@@ -281,4 +268,9 @@ func groupID(name string) (int, bool) {
 	}
 	id, err := strconv.Atoi(g.Gid)
 	return id, err == nil
+}
+
+// restore makes a data folder out of a backup.
+func restore(dir string, backup io.Reader, key string) error {
+	return cluster.Restore(dir, backup, []byte(key))
 }

@@ -2,10 +2,18 @@
 
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+)
 
 // role: the client has no helper processes.
 func role([]string) (code int, ok bool) { return 0, false }
 
 // addDaemon adds nothing: hosts of a cluster run Linux.
 func (a *app) addDaemon(*cobra.Command) {}
+
+func restore(string, io.Reader, string) error {
+	return exitWith(exitFailed, "a data folder is made on the Linux host that is to use it; run this command there")
+}

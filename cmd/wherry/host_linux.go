@@ -2,78 +2,72 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
-	"log/slog"
-	"maps"
 	"net/http"
-	"slices"
-	"time"
 
 	"wherry.dev/agent"
 	"wherry.dev/agent/containerd"
 	"wherry.dev/api"
+	"wherry.dev/api/server"
 	"wherry.dev/cluster"
-	"wherry.dev/overlay"
+	"wherry.dev/cluster/ca"
 	"wherry.dev/spec"
 )
 
-// follow keeps a session with the manager and hands every document to the part
-// of the host that it is for. It returns when ctx ends.
-func follow(ctx context.Context, cl *api.Client, m *cluster.Member, network *overlay.Host, host *agent.Agent, log *slog.Logger) error {
-	select {
-	case <-m.Ready():
-	case <-ctx.Done():
-		return nil
-	}
-	networks := map[spec.NetworkID]spec.HostNetwork{}
-	var known bool // Wanted has come, so networks is complete
-	for {
-		err := cl.Session(ctx, m.Node(), func(d api.Document) error {
-			switch {
-			case d.Network != nil:
-				networks[d.Network.Network.ID] = *d.Network
-			case d.Wanted != nil:
-				known = true
-				maps.DeleteFunc(networks, func(id spec.NetworkID, _ spec.HostNetwork) bool {
-					return !slices.Contains(d.Wanted.Networks, id)
-				})
-			}
-			if known && (d.Network != nil || d.Wanted != nil) {
-				sorted := slices.Sorted(maps.Keys(networks))
-				all := make([]spec.HostNetwork, 0, len(sorted))
-				for _, id := range sorted {
-					all = append(all, networks[id])
-				}
-				network.Set(all)
-			}
-			if d.Wanted != nil {
-				host.Set(*d.Wanted)
-			}
-			return nil
-		})
-		if ctx.Err() != nil {
-			return nil
-		}
-		log.Warn("session broke off", "err", err)
-		select {
-		case <-time.After(200 * time.Millisecond): // before the next try
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// nodes knows the way to the one node there is.
+// nodes knows the way to every node.
 type nodes struct {
-	id  spec.NodeID
-	own *api.Client
+	member *cluster.Member
+	own    *api.Client
 }
 
 func (n nodes) Transport(id spec.NodeID) (http.RoundTripper, error) {
-	if id != n.id {
-		return nil, spec.Unavailablef("node %s is not connected", id)
+	if id == n.member.Node() {
+		return n.own.Transport(), nil
 	}
-	return n.own.Transport(), nil
+	return n.member.Transport(id)
+}
+
+// imagePeers are the other nodes that live, which may have an image that this
+// one lacks.
+func imagePeers(m *cluster.Member, told *hearsay) func(context.Context) []containerd.Peer {
+	return func(context.Context) []containerd.Peer {
+		var out []containerd.Peer
+		for _, p := range told.nodes() {
+			if p.ID == m.Node() {
+				continue
+			}
+			if t, err := m.Transport(p.ID); err == nil {
+				out = append(out, containerd.Peer{Name: p.Name, Transport: t})
+			}
+		}
+		return out
+	}
+}
+
+// callerOf tells the server who a connection belongs to.
+func callerOf(m *cluster.Member) server.IdentifyFunc {
+	return func(cs *tls.ConnectionState) (server.Caller, bool) {
+		c, ok := ca.PeerOf(*cs)
+		return server.Caller{Kind: server.CallerKind(c.Kind), ID: c.ID, Role: c.Role, Cluster: c.Cluster, Key: c.Key, Expired: c.Expired}, ok
+	}
+}
+
+// lastWord is the hearsay of a daemon that has just started: what an earlier
+// life of it was told last, until a session says more.
+func lastWord(info api.ClusterInfo, ok bool) *hearsay {
+	h := &hearsay{}
+	if ok {
+		h.info.Store(&info)
+	}
+	return h
+}
+
+// enroller makes the member what the server wants.
+type enroller struct{ *cluster.Member }
+
+func (e enroller) Renew(ctx context.Context, c server.Caller, r api.RenewRequest) (api.RenewReply, error) {
+	return e.Member.Renew(ctx, ca.Caller{Subject: ca.Subject{Kind: ca.Kind(c.Kind), ID: c.ID, Role: c.Role, Cluster: c.Cluster}, Key: c.Key, Expired: c.Expired}, r)
 }
 
 // tasks are the tasks of this host, for the node API.

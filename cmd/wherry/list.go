@@ -238,47 +238,6 @@ func (a *app) scaleCmd() *cobra.Command {
 	return c
 }
 
-func (a *app) nodeCmd() *cobra.Command {
-	row := func(n api.NodeInfo) []string {
-		role := string(n.Role)
-		if n.Leader {
-			role += " (leader)"
-		}
-		return []string{n.Name, string(n.ID), role, string(n.State), string(n.Availability), n.Address, strconv.Itoa(n.Tasks),
-			fmt.Sprintf("%.1f", float64(n.Info.NanoCPUs)/1e9), bytesText(n.Info.Memory)}
-	}
-	header := []string{"NAME", "ID", "ROLE", "STATE", "AVAILABILITY", "ADDRESS", "TASKS", "CPUS", "MEMORY"}
-	ls := &cobra.Command{Use: "ls", Short: "List the nodes", Args: noArgs("wherry node inspect NODE shows one")}
-	ls.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
-		l, err := cl.Nodes(c.Context())
-		if err != nil {
-			return err
-		}
-		return show(a, l.Items, header, row)
-	}
-	inspect := &cobra.Command{Use: "inspect NODE…", Short: "Print all that is known of nodes", Args: someArgs("names or IDs of nodes", 1, 0)}
-	inspect.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
-		var items []api.NodeInfo
-		for _, ref := range args {
-			n, err := cl.Node(c.Context(), ref)
-			if err != nil {
-				return err
-			}
-			items = append(items, n)
-		}
-		return show(a, items, header, row)
-	}
-	return group("node", "Look at the nodes", a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"))
-}
-
 func (a *app) volumeCmd() *cobra.Command {
 	ls := &cobra.Command{Use: "ls", Short: "List the volumes", Args: noArgs("it lists all")}
 	ls.RunE = func(c *cobra.Command, _ []string) error {

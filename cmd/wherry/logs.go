@@ -193,7 +193,7 @@ func followLogs(ctx context.Context, cl *api.Client, f api.TaskFilter, l api.Lis
 			return g.Wait()
 		case errors.Is(err, spec.ErrNotFound):
 			return g.Wait() // the stack is gone; what its tasks still say is printed
-		case !pause(ctx):
+		case !pause(ctx, followPause):
 			return g.Wait()
 		}
 	}
@@ -209,23 +209,14 @@ func followTask(ctx context.Context, cl *api.Client, id spec.TaskID, o api.LogOp
 			failed = fn(l)
 			return failed
 		})
-		if err == nil || !o.Follow || failed != nil || errors.Is(err, spec.ErrNotFound) || !pause(ctx) {
+		if err == nil || !o.Follow || failed != nil || errors.Is(err, spec.ErrNotFound) || !pause(ctx, followPause) {
 			return err
 		}
 	}
 }
 
-// pause waits a moment before something is tried again; false when ctx ends.
-func pause(ctx context.Context) bool {
-	t := time.NewTimer(500 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
+// followPause is before a log that broke off is followed again.
+const followPause = 500 * time.Millisecond
 
 // logWriter prints lines of several tasks, one at a time.
 type logWriter struct {

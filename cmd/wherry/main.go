@@ -85,7 +85,7 @@ func codeOf(err error, parsed bool) int {
 	switch {
 	case !parsed:
 		return exitUsage
-	case errors.Is(err, api.ErrUnreachable):
+	case errors.Is(err, api.ErrUnreachable), errors.Is(err, api.ErrNotManager):
 		return exitUnreachable
 	case errors.Is(err, spec.ErrInvalid):
 		return exitInvalid

@@ -245,3 +245,15 @@ func (p *progress) size() (columns, rows int) {
 
 // close leaves what is shown and starts a new line after it.
 func (p *progress) close() { p.drawn = 0 }
+
+// pause waits; it returns false when ctx ends before.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

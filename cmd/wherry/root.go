@@ -17,6 +17,9 @@ import (
 	"wherry.dev/api"
 )
 
+// defaultDataDir is where a daemon keeps what must last.
+const defaultDataDir = "/var/lib/wherry"
+
 // app is what all commands share.
 type app struct {
 	in       *os.File
@@ -24,6 +27,7 @@ type app struct {
 	env      func(string) (string, bool)
 
 	host   string
+	files  api.TLSFiles // for a host elsewhere
 	format string
 	// parsed says that the command line was understood and the command runs.
 	parsed bool
@@ -40,18 +44,36 @@ func (a *app) root() *cobra.Command {
 	}
 	host, _ := a.env("WHERRY_HOST")
 	root.PersistentFlags().StringVar(&a.host, "host", cmp.Or(host, api.DefaultHost), "address of the daemon (WHERRY_HOST)")
+	for _, f := range []struct {
+		value     *string
+		name, use string
+	}{
+		{&a.files.Cert, "cert", "certificate for a daemon elsewhere"},
+		{&a.files.Key, "key", "its key"},
+		{&a.files.CA, "ca", "roots that the daemon's certificate must come from"},
+	} {
+		env := "WHERRY_" + strings.ToUpper(f.name)
+		def, _ := a.env(env)
+		root.PersistentFlags().StringVar(f.value, f.name, def, f.use+" ("+env+")")
+	}
 	root.AddCommand(
 		a.applyCmd(), a.planCmd(), a.validateCmd(), a.rmCmd(),
 		a.lsCmd(), a.psCmd(), a.logsCmd(), a.execCmd(),
 		a.serviceCmd(), a.imageCmd(), a.volumeCmd(), a.networkCmd(), a.nodeCmd(),
-		a.versionCmd(),
+		a.tokenCmd(), a.clusterCmd(), a.versionCmd(),
 	)
 	a.addDaemon(root)
 	return root
 }
 
 func (a *app) client() (*api.Client, error) {
-	cl, err := api.NewClient(a.host)
+	var cl *api.Client
+	var err error
+	if strings.HasPrefix(a.host, "https://") {
+		cl, err = api.NewTLSClient(a.host, a.files)
+	} else {
+		cl, err = api.NewClient(a.host)
+	}
 	if err != nil {
 		return nil, &exitError{exitUsage, err}
 	}
