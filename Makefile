@@ -8,7 +8,7 @@ SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=PATH,HOME,GOP
 E2E     := $(SUDO) env WHERRY_BIN=$(CURDIR)/bin/wherry TAGS=$(TAGS),e2e CGO_ENABLED=0 go test -tags $(TAGS),e2e -count=1
 STATIC  := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build check test demo lab bench soak images clean deps
+.PHONY: build check test demo lab lab-down bench soak images clean deps
 
 build:
 	$(GO) build -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/wherry ./cmd/wherry
@@ -39,8 +39,13 @@ test: build images
 demo: build images
 	./examples/demo.sh
 
+# A cluster to play with: make lab HOSTS=3, or make lab MANAGERS=5 WORKERS=10.
+PLAY := env HOSTS=$(HOSTS) MANAGERS=$(MANAGERS) WORKERS=$(WORKERS) $(subst e2e,play,$(E2E)) -v -timeout 0
 lab: build images
-	$(subst e2e,play,$(E2E)) -v -timeout 0 -run TestPlay ./tests/lab
+	@tests/lab/lab.sh up build/lab $(PLAY)
+
+lab-down:
+	@tests/lab/lab.sh down build/lab $(PLAY)
 
 bench: build images
 	$(E2E) -v -timeout 30m -run '^$$' -bench . -benchtime 1x ./tests/bench

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -98,30 +99,31 @@ func (c Census) cgroups() {
 
 // processes lists every process that runs the binary under test, or lives in
 // another network or mount namespace than the caller: all that a daemon starts
-// is one or the other. What else goes on on the machine does not matter.
+// is one or the other. What descends from one that is listed is not, so that
+// the coming and going in a container of somebody else does not matter, nor
+// does what else goes on on the machine.
 func (c Census) processes() {
 	bin := os.Getenv("WHERRY_BIN")
 	if abs, err := filepath.Abs(bin); err == nil {
 		bin = abs
 	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		c.add("census", err.Error())
-		return
-	}
 	own := namespaces("self")
-	for _, e := range entries {
-		pid := e.Name()
-		if _, err := strconv.Atoi(pid); err != nil {
-			continue
-		}
+	found, parents := map[int]string{}, map[int]int{}
+	for _, n := range pids() {
+		pid := strconv.Itoa(n)
 		exe, err := os.Readlink(filepath.Join("/proc", pid, "exe"))
 		if err != nil {
 			continue // a kernel thread, or gone by now
 		}
+		_, parents[n] = stat(filepath.Join("/proc", pid))
 		if ns := namespaces(pid); strings.TrimSuffix(exe, " (deleted)") == bin || ns != "" && ns != own {
 			cmd, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
-			c.add("process", pid+" "+strings.ReplaceAll(strings.TrimRight(string(cmd), "\x00"), "\x00", " "))
+			found[n] = pid + " " + strings.ReplaceAll(strings.TrimRight(string(cmd), "\x00"), "\x00", " ")
+		}
+	}
+	for pid, line := range found {
+		if _, ok := found[parents[pid]]; !ok {
+			c.add("process", line)
 		}
 	}
 }
@@ -137,6 +139,10 @@ func namespaces(pid string) string {
 	return net + " " + mnt
 }
 
+// autobound are names that the kernel gives to the nameless ends of other
+// programs' connections.
+var autobound = regexp.MustCompile(`^@[0-9a-f]{5}$`)
+
 func (c Census) sockets() {
 	b, err := os.ReadFile("/proc/net/unix")
 	if err != nil {
@@ -144,7 +150,7 @@ func (c Census) sockets() {
 		return
 	}
 	for _, l := range strings.Split(string(b), "\n") {
-		if f := strings.Fields(l); len(f) == 8 && f[0] != "Num" {
+		if f := strings.Fields(l); len(f) == 8 && f[0] != "Num" && !autobound.MatchString(f[7]) {
 			c.add("socket", f[7])
 		}
 	}

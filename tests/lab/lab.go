@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,6 +42,9 @@ type Lab struct {
 	hosts  []*Host
 	before Census
 	closed bool
+
+	cuts map[[2]string]bool // from, to: names of hosts or "client"
+	loss int                // percent of all frames
 }
 
 // subnet of the underlay; host N has .N, the switch .254.
@@ -58,7 +62,7 @@ func New(t testing.TB) *Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &Lab{t: t, name: filepath.Base(dir), dir: dir, before: TakeCensus()}
+	l := &Lab{t: t, name: filepath.Base(dir), dir: dir, before: TakeCensus(), cuts: map[[2]string]bool{}}
 	t.Cleanup(l.close)
 	l.ip("netns", "add", l.ns("sw"))
 	l.inNS("sw", "ip", "link", "set", "lo", "up")
@@ -66,6 +70,18 @@ func New(t testing.TB) *Lab {
 	l.inNS("sw", "ip", "addr", "add", subnet+"254/24", "dev", "br0")
 	l.inNS("sw", "ip", "link", "set", "br0", "up")
 	return l
+}
+
+// Step runs a part of a test: what fails in it is the part's failure, and the
+// next one is run.
+func (l *Lab) Step(t *testing.T, name string, f func(t *testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		whole := l.t
+		l.t = t
+		defer func() { l.t = whole }()
+		f(t)
+	})
 }
 
 func (l *Lab) ns(name string) string { return l.name + "-" + name }
@@ -93,21 +109,24 @@ func (l *Lab) inNS(ns string, args ...string) string {
 // address: a client outside of the cluster.
 func (l *Lab) Plug(name string) (ip string) {
 	l.t.Helper()
-	n := len(l.hosts) + 1
-	if name == "client" {
-		n = 200
-	}
-	ip = subnet + fmt.Sprint(n)
+	ip = subnet + "200"
+	l.plug(name, ip)
+	return ip
+}
+
+func (l *Lab) plug(name, ip string) {
+	l.t.Helper()
 	l.ip("netns", "add", l.ns(name))
-	port := "p-" + name
-	l.ip("-n", l.ns("sw"), "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", l.ns(name))
-	l.ip("-n", l.ns("sw"), "link", "set", port, "master", "br0", "up")
+	l.ip("-n", l.ns("sw"), "link", "add", port(name), "type", "veth", "peer", "name", "eth0", "netns", l.ns(name))
+	l.ip("-n", l.ns("sw"), "link", "set", port(name), "master", "br0", "up")
 	l.inNS(name, "ip", "link", "set", "lo", "up")
 	l.inNS(name, "ip", "addr", "add", ip+"/24", "dev", "eth0")
 	l.inNS(name, "ip", "link", "set", "eth0", "up")
 	l.inNS(name, "ip", "route", "add", "default", "via", subnet+"254")
-	return ip
 }
+
+// port is the switch's end of a cable.
+func port(name string) string { return "p-" + name }
 
 // Host is one host of the lab.
 type Host struct {
@@ -122,6 +141,10 @@ type Host struct {
 	done chan struct{} // closed when proc has ended
 	log  *os.File
 	args []string
+	join []string // flags of its next starts until it is ready
+	id   string   // of its node, as far as it was seen
+	disk bool     // the data folder is a file system of its own
+	off  bool     // without power: nothing of it exists but its disk
 }
 
 // Host makes a host; its daemon is not started. Args are further flags of the
@@ -130,8 +153,9 @@ func (l *Lab) Host(name string, args ...string) *Host {
 	l.t.Helper()
 	h := &Host{Name: name, lab: l, bin: Binary(l.t), args: args,
 		DataDir: filepath.Join(l.dir, name, "data"), RunDir: filepath.Join(l.dir, name, "run")}
-	h.IP = l.Plug(name)
 	l.hosts = append(l.hosts, h)
+	h.IP = subnet + fmt.Sprint(len(l.hosts))
+	l.plug(name, h.IP)
 	if err := os.MkdirAll(filepath.Join(l.dir, name), 0o755); err != nil {
 		l.t.Fatal(err)
 	}
@@ -151,9 +175,7 @@ func (h *Host) Launch() {
 	if err != nil {
 		h.lab.t.Fatal(err)
 	}
-	args := append([]string{"--net=" + h.lab.NSPath(h.Name), "--", h.bin, "daemon",
-		"--data-dir", h.DataDir, "--run-dir", h.RunDir, "--name", h.Name}, h.args...)
-	h.proc = exec.Command("nsenter", args...)
+	h.proc = exec.Command("nsenter", h.command(h.join)...)
 	h.proc.Stdout, h.proc.Stderr = log, log
 	// Ctrl-C is for the lab, which then stops its daemons in order.
 	h.proc.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -170,6 +192,13 @@ func (h *Host) Launch() {
 	}(h.proc)
 }
 
+// command are nsenter's arguments that start the daemon. A flag that is given
+// twice counts as given last.
+func (h *Host) command(more []string) []string {
+	return slices.Concat([]string{"--net=" + h.lab.NSPath(h.Name), "--", h.bin, "daemon",
+		"--data-dir", h.DataDir, "--run-dir", h.RunDir, "--name", h.Name}, h.args, more)
+}
+
 // Start starts the daemon and waits until it answers.
 func (h *Host) Start() {
 	h.lab.t.Helper()
@@ -180,21 +209,52 @@ func (h *Host) Start() {
 // WaitReady waits until the daemon answers and its node is ready.
 func (h *Host) WaitReady() {
 	h.lab.t.Helper()
-	Eventually(h.lab.t, 60*time.Second, "daemon of "+h.Name+" answers", func() error {
+	if err := h.ready(60 * time.Second); err != nil {
+		h.lab.t.Fatal(err)
+	}
+}
+
+func (h *Host) ready(d time.Duration) error {
+	for deadline := time.Now().Add(d); ; {
 		select {
 		case <-h.done:
-			h.lab.t.Fatalf("daemon of %s ended; its log:\n%s", h.Name, h.LogTail(60))
+			return fmt.Errorf("daemon of %s ended; its log:\n%s", h.Name, h.LogTail(60))
 		default:
 		}
-		out, err := h.Try("node", "ls", "--format", "{{.name}} {{.state}}")
-		if err != nil {
-			return err
+		err := h.listed()
+		if err == nil {
+			h.join = nil
+			h.nodeID() // so that it is known when the folder is gone
+			return nil
 		}
-		if !strings.Contains(out, h.Name+" ready") {
-			return fmt.Errorf("nodes: %s", out)
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s is not ready after %s: %w; its log:\n%s", h.Name, d, err, h.LogTail(60))
 		}
-		return nil
-	})
+		time.Sleep(50 * time.Millisecond) // between two looks at the outside world
+	}
+}
+
+// listed returns nil when the daemon answers and its node is listed as ready.
+// A worker cannot tell that itself, so its managers are asked.
+func (h *Host) listed() error {
+	r := h.Within(10*time.Second, "node", "ls", "--format", "{{.name}} {{.state}}")
+	if r.Code == 5 && strings.Contains(r.Stderr, "worker") {
+		for _, other := range h.lab.hosts {
+			if r.Code == 0 {
+				break
+			}
+			if other != h && other.Alive() {
+				r = other.Within(5*time.Second, "node", "ls", "--format", "{{.name}} {{.state}}")
+			}
+		}
+	}
+	if r.Code != 0 {
+		return r.err("node", "ls")
+	}
+	if !slices.Contains(strings.Split(r.Stdout, "\n"), h.Name+" ready") {
+		return fmt.Errorf("nodes: %s", r.Stdout)
+	}
+	return nil
 }
 
 // PID of the daemon; 0 when it does not run.
@@ -231,20 +291,28 @@ func (h *Host) Wait(d time.Duration) error {
 // Stop ends the daemon by SIGTERM and waits for its end. Containers go on.
 func (h *Host) Stop() {
 	h.lab.t.Helper()
-	if !h.Alive() {
+	h.terminate()
+	h.stopped()
+}
+
+func (h *Host) terminate() {
+	if h.Alive() {
+		_ = h.proc.Process.Signal(syscall.SIGTERM) // it may have ended this moment
+	}
+}
+
+// stopped waits for the end of a daemon that was told to end.
+func (h *Host) stopped() {
+	h.lab.t.Helper()
+	if !h.Alive() || h.Wait(30*time.Second) == nil {
 		return
 	}
-	if err := h.proc.Process.Signal(syscall.SIGTERM); err != nil {
-		h.lab.t.Fatal(err)
+	h.lab.t.Errorf("stop %s: the daemon still runs; goroutines:\n", h.Name)
+	_ = h.proc.Process.Signal(syscall.SIGQUIT)
+	if h.Wait(5*time.Second) != nil {
+		h.Kill()
 	}
-	if err := h.Wait(30 * time.Second); err != nil {
-		h.lab.t.Errorf("stop %s: %v; goroutines:\n", h.Name, err)
-		_ = h.proc.Process.Signal(syscall.SIGQUIT)
-		if h.Wait(5*time.Second) != nil {
-			h.Kill()
-		}
-		h.lab.t.Log(h.LogTail(200))
-	}
+	h.lab.t.Log(h.LogTail(200))
 }
 
 // Kill ends the daemon by SIGKILL and waits for its end.
@@ -276,9 +344,17 @@ type Result struct {
 // Wherry runs a command of the client against this host.
 func (h *Host) Wherry(args ...string) Result { return h.WherryIn("", "", args...) }
 
+// Within is Wherry with an end: a command that takes longer is killed, and its
+// code is -1.
+func (h *Host) Within(d time.Duration, args ...string) Result { return h.wherry(d, "", "", args) }
+
 // WherryIn runs a command of the client in a folder and with a standard input.
 func (h *Host) WherryIn(dir, stdin string, args ...string) Result {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	return h.wherry(3*time.Minute, dir, stdin, args)
+}
+
+func (h *Host) wherry(d time.Duration, dir, stdin string, args []string) Result {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	c := exec.CommandContext(ctx, h.bin, append([]string{"--host", h.Socket()}, args...)...)
 	c.Dir = dir
@@ -306,9 +382,14 @@ func run(c *exec.Cmd) Result {
 func (h *Host) Try(args ...string) (string, error) {
 	r := h.Wherry(args...)
 	if r.Code != 0 {
-		return r.Stdout, fmt.Errorf("wherry %s: exit %d: %s%s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
+		return r.Stdout, r.err(args...)
 	}
 	return r.Stdout, nil
+}
+
+// err of a command that failed.
+func (r Result) err(args ...string) error {
+	return fmt.Errorf("wherry %s: exit %d: %s%s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
 }
 
 // Must runs a command of the client that has to succeed.
@@ -348,7 +429,9 @@ func Eventually(t testing.TB, d time.Duration, what string, f func() error) {
 	}
 }
 
-// close stops what runs, removes the lab and takes the census.
+// close stops what runs, removes the lab and takes the census. Where the
+// hosts can work it is the product that removes its stacks; hosts that cannot
+// are an error, unless the test has left them without power.
 func (l *Lab) close() {
 	if l.closed {
 		return
@@ -358,11 +441,19 @@ func (l *Lab) close() {
 		if l.t.Failed() {
 			l.t.Logf("--- log of %s\n%s", h.Name, h.LogTail(80))
 		}
-		h.remove()
 	}
-	for _, ns := range append([]string{"sw", "client"}, hostNames(l.hosts)...) {
-		if _, err := os.Stat(l.NSPath(ns)); err == nil {
-			l.ip("netns", "del", l.ns(ns))
+	started := time.Now()
+	if err := l.remove(); err != nil {
+		l.t.Error(err)
+		for _, h := range l.hosts {
+			h.PowerOff()
+		}
+	}
+	l.t.Logf("stacks removed and daemons stopped in %s", time.Since(started).Round(time.Millisecond))
+	l.unplug()
+	for _, h := range l.hosts {
+		if h.disk {
+			_ = syscall.Unmount(h.DataDir, 0) // what is still there is in the census
 		}
 	}
 	if err := os.RemoveAll(l.dir); err != nil {
@@ -379,6 +470,18 @@ func (l *Lab) close() {
 		time.Sleep(200 * time.Millisecond) // the kernel removes namespaces in the background
 	}
 	l.t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	for _, h := range l.hosts {
+		h.purge() // told above; the next test shall not suffer from it
+	}
+}
+
+// unplug removes the namespaces, and with them all that is in them.
+func (l *Lab) unplug() {
+	for _, ns := range append([]string{"sw", "client"}, hostNames(l.hosts)...) {
+		if _, err := os.Stat(l.NSPath(ns)); err == nil {
+			l.ip("netns", "del", l.ns(ns))
+		}
+	}
 }
 
 func hostNames(hosts []*Host) []string {
@@ -389,25 +492,47 @@ func hostNames(hosts []*Host) []string {
 	return out
 }
 
-// remove removes all stacks with their volumes and stops the daemon for good.
-func (h *Host) remove() {
-	if h.proc == nil {
-		return
+// remove removes all stacks with their volumes and stops all daemons for good.
+func (l *Lab) remove() error {
+	l.Heal()
+	var hosts []*Host
+	for _, h := range l.hosts {
+		if h.proc == nil || h.off {
+			continue
+		}
+		h.Thaw()
+		if !h.Alive() {
+			h.Launch()
+		}
+		hosts = append(hosts, h)
 	}
-	if !h.Alive() {
-		h.Launch()
-	}
-	h.WaitReady()
-	out, err := h.Try("ls", "--format", "{{.name}}")
-	if err != nil {
-		h.lab.t.Errorf("list stacks of %s: %v", h.Name, err)
-	}
-	for _, s := range strings.Fields(out) {
-		if _, err := h.Try("rm", s, "--volumes", "--timeout", "60s"); err != nil {
-			h.lab.t.Errorf("remove stack: %v\n%s", err, h.LogTail(40))
+	for _, h := range hosts {
+		if err := h.ready(60 * time.Second); err != nil {
+			return err
 		}
 	}
-	h.Stop()
+	var errs []error
+	for _, h := range hosts {
+		r := h.Within(30*time.Second, "ls", "--format", "{{.name}}")
+		if r.Code == 5 && strings.Contains(r.Stderr, "worker") {
+			continue // its managers remove what it runs
+		}
+		if r.Code != 0 {
+			errs = append(errs, r.err("ls"))
+		}
+		for _, s := range strings.Fields(r.Stdout) {
+			if _, err := h.Try("rm", s, "--volumes", "--timeout", "60s"); err != nil {
+				errs = append(errs, fmt.Errorf("%w\n%s", err, h.LogTail(40)))
+			}
+		}
+	}
+	for _, h := range hosts {
+		h.terminate()
+	}
+	for _, h := range hosts {
+		h.stopped()
+	}
+	return errors.Join(errs...)
 }
 
 // Forget takes a host that is stopped out of the final clean-up; its
