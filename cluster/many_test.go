@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"wherry.dev/api"
 	"wherry.dev/cluster/ca"
 	"wherry.dev/cluster/store"
@@ -459,6 +461,14 @@ func TestDemotePromoteRemove(t *testing.T) {
 	m.await(m.Ready(), "ready")
 	y.voters(3)
 	y.write(m, "again", "manager")
+	// Raft must not take it for the voter of old configurations.
+	servers, _, err := y.live[y.leader()].configuration(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.seat == old.seat || !slices.ContainsFunc(servers, func(s raft.Server) bool { return s.ID == m.seat && nodeOf(s) == id }) {
+		t.Errorf("the manager with a new log is %s in raft, as it was %s before; the configuration is %v", m.seat, old.seat, servers)
+	}
 
 	// Removal of another one.
 	var gone string
