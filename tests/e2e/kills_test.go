@@ -67,7 +67,7 @@ func numbered(name string, n, replicas int) spec.Stack {
 	return spec.Stack{Name: name, Services: map[string]spec.ServiceSpec{"s": {
 		Mode: spec.Replicated, Replicas: &replicas,
 		Template: spec.Template{
-			Image: "docker.io/" + image, Command: []string{"sleep", "1000"}, Env: map[string]string{"N": strconv.Itoa(n)},
+			Image: "docker.io/" + image, Command: []string{"sleep", "7301"}, Env: map[string]string{"N": strconv.Itoa(n)},
 			NetworkMode: "none", StopSignal: "SIGKILL", StopGrace: spec.Duration(time.Second),
 			Restart: spec.Restart{Condition: spec.RestartAny},
 		},
@@ -185,7 +185,7 @@ func TestRandomKills(t *testing.T) {
 			return nil
 		})
 	}
-	if n := len(findProcesses("sleep 1000")); n != len(journals) {
+	if n := len(findProcesses("sleep 7301")); n != len(journals) {
 		t.Errorf("%d containers' processes run, want %d", n, len(journals))
 	}
 }
