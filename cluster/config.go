@@ -10,6 +10,7 @@ import (
 
 	wal "github.com/hashicorp/raft-wal"
 
+	"wherry.dev/cluster/ca"
 	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
 )
@@ -120,6 +121,11 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if err := store.CheckNodeName(c.NodeName); err != nil {
 		return c, err
+	}
+	if c.Join != nil {
+		if _, err := ca.ParseToken(c.Join.Token); err != nil {
+			return c, err
+		}
 	}
 	if c.Advertise == "" && c.Listen == "" {
 		c.Advertise = defaultAdvertise

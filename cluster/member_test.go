@@ -204,6 +204,23 @@ func snapshot(t *testing.T, r *running) {
 	}
 }
 
+// TestBadConfigurationLeavesNothing: what cannot be right is refused before
+// the folder is touched.
+func TestBadConfigurationLeavesNothing(t *testing.T) {
+	for what, c := range map[string]Config{
+		"name":  {NodeName: "a/b"},
+		"token": {NodeName: "a", Listen: "127.0.0.1:0", Join: &Join{Addr: "127.0.0.1:1", Token: "nonsense"}},
+	} {
+		c.DataDir = filepath.Join(t.TempDir(), "data")
+		if _, err := Open(t.Context(), c); !errors.Is(err, spec.ErrInvalid) {
+			t.Errorf("%s: %v, want an error of class invalid", what, err)
+		}
+		if _, err := os.Stat(c.DataDir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: the data folder was made (%v)", what, err)
+		}
+	}
+}
+
 func TestSecondMemberOnSameFolderIsRefused(t *testing.T) {
 	c := testConfig(t.TempDir())
 	r := start(t, c)
