@@ -30,12 +30,12 @@ import (
 // round: first what acts, then what it acts with. It returns
 // cluster.ErrRoleChanged when the node is to go on in another role.
 func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) error {
-	var leads *cluster.Member
+	var member *cluster.Member
 	config := cluster.Config{
 		DataDir: c.dataDir, NodeName: c.name, Advertise: c.advertise, Listen: c.listen(), Peers: c.peers, Recover: c.recover,
 		Instance: c.instance, Version: version, Logger: log.With("part", "cluster"),
 		Lead: func(ctx context.Context, epoch uint64) error {
-			loop := reconciler.NewLoop(reconciler.Config{Store: leads.Store(), Proposer: leads, Logger: log.With("part", "reconciler")})
+			loop := reconciler.NewLoop(reconciler.Config{Store: member.Store(), Proposer: member, Logger: log.With("part", "reconciler")})
 			return loop.Run(ctx, epoch)
 		},
 	}
@@ -46,7 +46,6 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
-	leads = member
 	if err := setPriority(member.Role()); err != nil {
 		log.Warn("a busy host may look like a dead one to the other managers", "err", err)
 	}
