@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"wherry.dev/cluster/ca"
 	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
 )
@@ -156,7 +157,7 @@ func Restore(dataDir string, backup io.Reader, key []byte) (err error) {
 // folder is refused.
 func writeRestored(dir string, keys keyring, s *store.Snapshot) error {
 	id := newNodeID()
-	if err := writeFile(filepath.Join(dir, nodeIDFile), []byte(id+"\n")); err != nil {
+	if err := ca.WriteFile(filepath.Join(dir, nodeIDFile), []byte(id+"\n")); err != nil {
 		return err
 	}
 	folder := filepath.Join(dir, raftDir)
@@ -181,7 +182,7 @@ func writeRestored(dir string, keys keyring, s *store.Snapshot) error {
 	if err := writeLife(folder, newLife{s.Incarnation() + 1}); err != nil {
 		return err
 	}
-	if err := syncDir(dir); err != nil {
+	if err := ca.SyncDir(dir); err != nil {
 		return err
 	}
 	return writeKeyring(dir, keys)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"wherry.dev/api"
+	"wherry.dev/cluster/ca"
 	"wherry.dev/spec"
 )
 
@@ -290,7 +291,7 @@ func (d *directory) save() error {
 	if old, err := os.ReadFile(d.path); err == nil && string(old) == string(b) {
 		return nil
 	}
-	if err := writeFile(d.path, b); err != nil {
+	if err := ca.WriteFile(d.path, b); err != nil {
 		return fmt.Errorf("write %s: %w", d.path, err)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"wherry.dev/cluster/ca"
 	"wherry.dev/spec"
 )
 
@@ -133,7 +134,7 @@ func writeKeyring(dir string, k keyring) error {
 	if err != nil {
 		panic(fmt.Sprintf("cluster: a keyring does not encode: %v", err)) // no field can fail
 	}
-	if err := writeFile(filepath.Join(dir, keyringFile), append(b, '\n')); err != nil {
+	if err := ca.WriteFile(filepath.Join(dir, keyringFile), append(b, '\n')); err != nil {
 		return fmt.Errorf("write keyring: %w", err)
 	}
 	return nil
@@ -171,7 +172,7 @@ func loadIdentity(dir string) (identity, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && fresh && missing:
 		b = []byte(newNodeID() + "\n")
-		if err := writeFile(path, b); err != nil {
+		if err := ca.WriteFile(path, b); err != nil {
 			return who, fmt.Errorf("make %s: %w", path, err)
 		}
 	case errors.Is(err, fs.ErrNotExist):
@@ -224,7 +225,7 @@ func addRoots(dir string, hashes []string) error {
 	if len(known) == n {
 		return nil
 	}
-	if err := writeFile(filepath.Join(dir, rootsFile), []byte(strings.Join(known, "\n")+"\n")); err != nil {
+	if err := ca.WriteFile(filepath.Join(dir, rootsFile), []byte(strings.Join(known, "\n")+"\n")); err != nil {
 		return fmt.Errorf("write known roots: %w", err)
 	}
 	return nil

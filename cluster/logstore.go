@@ -13,6 +13,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+
+	"wherry.dev/cluster/ca"
 )
 
 // slowAppend is how long an append may take before it counts as hanging.
@@ -85,7 +87,7 @@ func syncFiles(dir, suffix string) error {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return ca.SyncDir(dir)
 }
 
 // IsMonotonic reports that the log has no gaps, which raft-wal insists on.

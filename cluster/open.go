@@ -266,7 +266,7 @@ func (m *Member) openState(ctx context.Context) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make raft folder: %w", err)
 	}
-	if err := syncDir(m.c.DataDir); err != nil {
+	if err := ca.SyncDir(m.c.DataDir); err != nil {
 		return fmt.Errorf("sync data folder: %w", err)
 	}
 	if m.stable, err = openStable(filepath.Join(dir, stableFile), m.halt); err != nil {
@@ -284,7 +284,7 @@ func (m *Member) openState(ctx context.Context) (err error) {
 		return err
 	}
 	m.logs.inner = m.wal
-	if err := syncDir(dir); err != nil {
+	if err := ca.SyncDir(dir); err != nil {
 		return fmt.Errorf("sync raft folder: %w", err)
 	}
 	if m.seat, err = m.takeSeat(dir); err != nil {
@@ -329,7 +329,7 @@ func (m *Member) takeSeat(dir string) (raft.ServerID, error) {
 		return raft.ServerID(m.id), nil
 	}
 	seat := string(m.id) + "." + hex.EncodeToString(random(4))
-	if err := writeFile(filepath.Join(dir, seatFile), []byte(seat+"\n")); err != nil {
+	if err := ca.WriteFile(filepath.Join(dir, seatFile), []byte(seat+"\n")); err != nil {
 		return "", fmt.Errorf("write the member's seat: %w", err)
 	}
 	return raft.ServerID(seat), nil

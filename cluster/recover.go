@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"wherry.dev/cluster/ca"
 	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
 )
@@ -34,7 +35,7 @@ func writeLife(raftFolder string, l newLife) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", lifeFile, err)
 	}
-	if err := writeFile(filepath.Join(raftFolder, lifeFile), append(b, '\n')); err != nil {
+	if err := ca.WriteFile(filepath.Join(raftFolder, lifeFile), append(b, '\n')); err != nil {
 		return fmt.Errorf("write %s: %w", lifeFile, err)
 	}
 	return nil
@@ -218,7 +219,7 @@ func (m *Member) dropHalfRecovery(config raft.Configuration) error {
 		return nil
 	}
 	if err == nil {
-		err = syncDir(folder)
+		err = ca.SyncDir(folder)
 	}
 	if err != nil {
 		return fmt.Errorf("forget a recovery that was broken off: %w", err)
@@ -271,7 +272,7 @@ func (m *Member) beginLife(ctx context.Context) error {
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("end of recovery: %w", err)
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
+	if err := ca.SyncDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("end of recovery: %w", err)
 	}
 	m.log.Info("recovery: done; other hosts can join from now on")

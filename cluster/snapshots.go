@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+
+	"wherry.dev/cluster/ca"
 )
 
 // A snapshot is one file, named TERM-INDEX.snap, that appears under its name
@@ -268,7 +270,7 @@ func (k *sink) finish() error {
 	if err := os.Rename(k.f.Name(), filepath.Join(k.s.dir, k.meta.ID)); err != nil {
 		return err
 	}
-	return syncDir(k.s.dir)
+	return ca.SyncDir(k.s.dir)
 }
 
 func (s *snapshots) removeOthers(keep string) error {

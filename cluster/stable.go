@@ -7,10 +7,11 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/hashicorp/raft"
+
+	"wherry.dev/cluster/ca"
 )
 
 // The keys that Raft keeps in its stable store. Any other is refused, so that
@@ -95,7 +96,7 @@ func openStable(path string, h *halt) (*stableStore, error) {
 func createStable(path string) error {
 	b := make([]byte, slotStride+slotSize)
 	copy(b, encodeSlot(1, ballot{}))
-	return writeFile(path, b)
+	return ca.WriteFile(path, b)
 }
 
 func (s *stableStore) load() error {
@@ -231,41 +232,3 @@ func (s *stableStore) Get(key []byte) ([]byte, error) {
 func (s *stableStore) close() error { return s.f.Close() }
 
 var _ raft.StableStore = (*stableStore)(nil)
-
-// writeFile makes a file that is either absent or whole, and durable with its
-// name when it returns. Mode is 0600.
-func writeFile(path string, b []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		os.Remove(tmp)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}

@@ -5,15 +5,16 @@ import (
 	"path/filepath"
 )
 
-// writeFile makes or replaces a file, with mode 0600. After a crash it holds
-// the old or the new content, and the new one once writeFile has returned.
-func writeFile(path, text string) error {
+// WriteFile makes or replaces a file, with mode 0600: a member's files hold
+// what nobody else may read. After a crash the file is as it was or as it shall
+// be, and as it shall be once WriteFile has returned.
+func WriteFile(path string, b []byte) error {
 	tmp := path + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(text)
+	_, err = f.Write(b)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -27,11 +28,11 @@ func writeFile(path, text string) error {
 		os.Remove(tmp)
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return SyncDir(filepath.Dir(path))
 }
 
-// syncDir makes the names in a folder durable.
-func syncDir(dir string) error {
+// SyncDir makes the names in a folder durable.
+func SyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -79,7 +79,7 @@ func (i *Identity) open() error {
 	if err := os.MkdirAll(i.dir, 0o700); err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(i.dir)); err != nil {
+	if err := SyncDir(filepath.Dir(i.dir)); err != nil {
 		return err
 	}
 	texts := map[string]string{}
@@ -104,7 +104,7 @@ func (i *Identity) open() error {
 		if i.key, text, err = newKey(); err != nil {
 			return err
 		}
-		if err := writeFile(path, text); err != nil {
+		if err := WriteFile(path, []byte(text)); err != nil {
 			return err
 		}
 	}
@@ -257,7 +257,7 @@ func (i *Identity) SetRoots(rootsPEM string) error {
 
 func (i *Identity) save(name, text string) error {
 	path := filepath.Join(i.dir, name)
-	if err := writeFile(path, text); err != nil {
+	if err := WriteFile(path, []byte(text)); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil

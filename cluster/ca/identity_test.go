@@ -76,7 +76,7 @@ func TestCrash(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := writeFile(filepath.Join(dir, f), string(b)); err != nil {
+			if err := WriteFile(filepath.Join(dir, f), b); err != nil {
 				t.Fatal(err)
 			}
 			if err := os.WriteFile(filepath.Join(dir, f+".tmp"), b[:10], 0o600); err != nil {
@@ -153,7 +153,7 @@ func TestDamagedFolder(t *testing.T) {
 		{certFile, root.Certificate, "cert.pem is damaged (it holds 1 certificates"},
 	} {
 		i := newIdentity(t, root, worker, now)
-		if err := writeFile(filepath.Join(i.dir, c.file), c.text); err != nil {
+		if err := WriteFile(filepath.Join(i.dir, c.file), []byte(c.text)); err != nil {
 			t.Fatal(err)
 		}
 		_, err := OpenIdentity(i.dir)
