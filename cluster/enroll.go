@@ -228,7 +228,7 @@ func (e *enroller) issue(id spec.NodeID, csr string) (api.RenewReply, error) {
 		return api.RenewReply{}, err
 	}
 	reply := api.RenewReply{
-		Role: n.Role, Certificates: api.Certificates{Certificate: cert, Roots: ca.RootsPEM(a)},
+		Role: n.Role, Certificates: api.Certificates{Certificate: cert, Roots: a.RootsPEM()},
 		GossipKey: e.keys.Gossip, Managers: e.managers(snap),
 	}
 	if n.Role == spec.RoleManager {
@@ -378,7 +378,7 @@ func (e *enroller) client(ctx context.Context, name string, r api.ClientRequest)
 		return api.Certificates{}, err
 	}
 	e.log.Info("certificate made", "client", name, "life", life)
-	return api.Certificates{Certificate: cert, Roots: ca.RootsPEM(a)}, nil
+	return api.Certificates{Certificate: cert, Roots: a.RootsPEM()}, nil
 }
 
 // change writes a change of the authority, unless edit returns false, and

@@ -288,7 +288,7 @@ func (e *enroller) own() api.ClusterInfo {
 	if a == nil || n == nil {
 		return api.ClusterInfo{}
 	}
-	return api.ClusterInfo{ClusterID: snap.ClusterID(), Role: n.Role, Managers: e.managers(snap), Roots: ca.RootsPEM(a), Signer: a.Signer}
+	return api.ClusterInfo{ClusterID: snap.ClusterID(), Role: n.Role, Managers: e.managers(snap), Roots: a.RootsPEM(), Signer: a.Signer}
 }
 
 // ownCertificates is the keeper of this manager's certificate.

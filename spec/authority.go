@@ -1,6 +1,9 @@
 package spec
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Authority is the cluster's certificate authority as the state holds it. It
 // is for managers only: no answer of the API may contain it.
@@ -14,6 +17,15 @@ type Authority struct {
 	Tokens map[NodeRole]JoinToken `json:"tokens"`
 	// Version is the log index of the last write.
 	Version uint64 `json:"version"` // apply
+}
+
+// RootsPEM is the certificates of the roots, oldest first.
+func (a *Authority) RootsPEM() string {
+	var b strings.Builder
+	for _, r := range a.Roots {
+		b.WriteString(strings.TrimSpace(r.Certificate) + "\n")
+	}
+	return b.String()
 }
 
 // Root is one self-signed certificate of the authority.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -191,12 +190,7 @@ func clusterInfo(snap *store.Snapshot, node spec.NodeID) (api.ClusterInfo, bool)
 	if a == nil || n == nil {
 		return api.ClusterInfo{}, false
 	}
-	c := api.ClusterInfo{ClusterID: snap.ClusterID(), Role: n.Role, Signer: a.Signer}
-	var roots strings.Builder
-	for _, r := range a.Roots {
-		roots.WriteString(strings.TrimSpace(r.Certificate) + "\n")
-	}
-	c.Roots = roots.String()
+	c := api.ClusterInfo{ClusterID: snap.ClusterID(), Role: n.Role, Roots: a.RootsPEM(), Signer: a.Signer}
 	for _, n := range snap.Nodes() {
 		p := peerOf(n)
 		c.Nodes = append(c.Nodes, p)

@@ -13,7 +13,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"strings"
 	"time"
 
 	"wherry.dev/spec"
@@ -142,15 +141,6 @@ func Validity(root spec.Root) (from, to time.Time, err error) {
 		return from, to, fmt.Errorf("read root %.8s…: %w", root.Hash, err)
 	}
 	return cert.NotBefore, cert.NotAfter, nil
-}
-
-// RootsPEM is the certificates of an authority's roots, oldest first.
-func RootsPEM(a *spec.Authority) string {
-	var b strings.Builder
-	for _, r := range a.Roots {
-		b.WriteString(r.Certificate)
-	}
-	return b.String()
 }
 
 // Sign makes a certificate for the key in a certificate request, of which
