@@ -8,10 +8,25 @@ import (
 	"wherry.dev/spec"
 )
 
+// Documents returns all that a node must have.
+func Documents(s *store.Snapshot, node spec.NodeID) (spec.Wanted, []spec.HostNetwork) {
+	w, networks := wantedTasks(s, node), HostNetworks(s, node)
+	for _, n := range networks {
+		w.Networks = append(w.Networks, n.Network.ID)
+	}
+	return w, networks
+}
+
 // Wanted returns the whole of what a node must run. The tasks in it have no
 // Status: the node itself is the source of that, and a document that repeated
 // it would change with every report.
 func Wanted(s *store.Snapshot, node spec.NodeID) spec.Wanted {
+	w, _ := Documents(s, node)
+	return w
+}
+
+// wantedTasks is Wanted without Networks.
+func wantedTasks(s *store.Snapshot, node spec.NodeID) spec.Wanted {
 	w := spec.Wanted{
 		Clock: clock(s), Node: node,
 		Tasks: []spec.Task{}, Revisions: map[spec.RevisionID]spec.Template{},
@@ -43,9 +58,6 @@ func Wanted(s *store.Snapshot, node spec.NodeID) spec.Wanted {
 		if v.Removing && !used[v.ID] && slices.Contains(v.Homes, node) {
 			w.RemoveVolumes = append(w.RemoveVolumes, v.ID)
 		}
-	}
-	for _, n := range HostNetworks(s, node) {
-		w.Networks = append(w.Networks, n.Network.ID)
 	}
 	return w
 }

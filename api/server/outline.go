@@ -12,8 +12,8 @@ import (
 // outline knows when the rows that the documents of a node are made of last
 // changed, so that a session makes its documents anew only then. It looks at
 // each state once for all sessions, and at each task that is another row than
-// before. Whatever clusterInfo, reconciler.HostNetworks and reconciler.Wanted
-// read must be in it; a difference that they do not show does no harm.
+// before. Whatever clusterInfo and reconciler.Documents read must be in it; a
+// difference that they do not show does no harm.
 //
 // The zero value is ready for use, also concurrently.
 type outline struct {

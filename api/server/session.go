@@ -221,19 +221,18 @@ func (o *sessionWriter) send(snap *store.Snapshot, node spec.NodeID) (sent bool,
 		sent = fresh
 	}
 	// Networks first: a task is to find the network it joins.
-	o.networks = o.networks[:0]
-	for _, n := range reconciler.HostNetworks(snap, node) {
+	w, networks := reconciler.Documents(snap, node)
+	o.networks = w.Networks
+	for _, n := range networks {
 		bare, key := n, "network "+string(n.Network.ID)
 		bare.Clock = spec.Clock{}
 		live[key] = true
-		o.networks = append(o.networks, n.Network.ID)
 		fresh, err := o.changed(key, bare, api.Document{Network: &n})
 		if err != nil {
 			return sent, err
 		}
 		sent = sent || fresh
 	}
-	w := reconciler.Wanted(snap, node)
 	bare := w
 	bare.Clock = spec.Clock{}
 	fresh, err := o.changed("wanted", bare, api.Document{Wanted: &w})
