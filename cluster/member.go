@@ -487,6 +487,7 @@ func (m *Member) shutdown(r *raft.Raft) error {
 		m.log.Warn("writes in flight are given up")
 	}
 	ended := r.Shutdown()
+	m.dialled.end()
 	if m.halt.failure() != nil {
 		if !within(hangTime, func() { ended.Error() }) {
 			return fmt.Errorf("run cluster member: %w (and raft hangs in the disk)", explain(m.halt.err, m.c.DataDir))

@@ -74,9 +74,10 @@ func (s streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Con
 	return s.open.add(conn)
 }
 
-// openStreams are the streams to other members. Raft's heartbeats go on until
-// it has ended, which takes as long as a disk that hangs does; without streams
-// the others elect a leader at once.
+// openStreams are the streams to other members. They are cut when a member
+// ends: Raft waits for the requests that are under way, also for those to a
+// member that does not answer; and while its disk hangs, its heartbeats would
+// keep the others from an election.
 type openStreams struct {
 	mu    sync.Mutex
 	conns map[*stream]struct{}
@@ -123,11 +124,17 @@ func (o *openStreams) end() {
 const (
 	rpcTimeout = 10 * time.Second
 	maxPool    = 3
+	// maxInFlight of one turns off the library's pipelines. A pipeline whose
+	// follower refuses an entry, as at each change of leadership, may wait for
+	// itself for ever: then Raft never ends, and a follower hears heartbeats but
+	// gets no entry any more (seen, and grafana/pyroscope#5518 explains it). One
+	// request at a time carries up to 64 entries; that is enough.
+	maxInFlight = 1
 )
 
 func (m *Member) newTransport() *raft.NetworkTransport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: streamLayer{m.streams, m.id, &m.dialled}, MaxPool: maxPool, Timeout: rpcTimeout,
+		Stream: streamLayer{m.streams, m.id, &m.dialled}, MaxPool: maxPool, Timeout: rpcTimeout, MaxRPCsInFlight: maxInFlight,
 		Logger: hclogTo(m.log), MsgpackUseNewTimeFormat: true,
 	})
 }

@@ -312,7 +312,7 @@ func (h *Host) stopped() {
 	if h.Wait(5*time.Second) != nil {
 		h.Kill()
 	}
-	h.lab.t.Log(h.LogTail(200))
+	h.lab.t.Log(h.LogTail(3000))
 }
 
 // Kill ends the daemon by SIGKILL and waits for its end.
