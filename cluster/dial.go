@@ -187,8 +187,8 @@ func oneLine(errs []error) error {
 // transport returns the way of HTTP requests to a node; the host of their URL
 // does not matter. Requests share one HTTP/2 connection, which is checked while
 // it is silent, and those that begin after the node has got another certificate
-// share another one; see followCertificate. A request with an Upgrade header has an HTTP/1.1 connection of its
-// own, which becomes the response's body.
+// share another one; see followCertificate. A request with an Upgrade header
+// has an HTTP/1.1 connection of its own, which becomes the response's body.
 func (p *port) transport(id spec.NodeID) http.RoundTripper { return nodeTransport{p, id} }
 
 type nodeTransport struct {
