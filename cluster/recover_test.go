@@ -36,6 +36,50 @@ func (l *logged) has(text string) bool {
 
 func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
+func TestRecoverAlone(t *testing.T) {
+	y := three(t)
+	y.write(y.live["a"], "kept", "yes")
+	incarnation := y.live["a"].Store().Snapshot().Incarnation()
+	for _, name := range []string{"a", "b", "c"} {
+		y.stop(name)
+	}
+	c := y.config("a")
+	c.Recover = true
+	r := y.run("a", c)
+	r.await(r.Ready(), "ready")
+	s := r.Store().Snapshot()
+	if got := y.label(r, "kept"); got != "yes" || s.Incarnation() != incarnation+1 {
+		t.Errorf("after recovery: %q, incarnation %d", got, s.Incarnation())
+	}
+	if ids := managersOf(s.Nodes()); len(ids) != 1 || len(r.Status().Voters) != 1 {
+		t.Errorf("after recovery there are managers %v, voters %v", ids, r.Status().Voters)
+	}
+	y.write(r, "more", "yes")
+	y.stop("a")
+	// The flag that stays in place does no harm.
+	r = y.run("a", c)
+	r.await(r.Ready(), "ready")
+	if got := r.Store().Snapshot().Incarnation(); got != incarnation+1 {
+		t.Errorf("the second start with --recover raised the incarnation to %d", got)
+	}
+	// A manager that was given up joins again with an empty folder.
+	delete(y.dirs, "b")
+	y.join("b", spec.RoleManager)
+	y.voters(2)
+}
+
+func TestRecoverRefusals(t *testing.T) {
+	y := newMany(t)
+	y.first("a")
+	y.join("w", spec.RoleWorker)
+	y.stop("w")
+	c := y.config("w")
+	c.Recover = true
+	if _, err := Open(t.Context(), c); !errors.Is(err, spec.ErrInvalid) || !strings.Contains(err.Error(), "worker") {
+		t.Errorf("recovery on a worker: %v", err)
+	}
+}
+
 // A flag that was forgotten must not split a cluster that is well.
 func TestRecoverIsRefusedWhileTheMajorityIsThere(t *testing.T) {
 	y := three(t)
