@@ -83,20 +83,8 @@ func (m *Member) Backup(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-// Key returns the data key of the manager whose folder it is, as a line of
-// text: what Restore needs besides a backup, and what nobody else may see.
-func Key(dataDir string) ([]byte, error) {
-	k, err := readKeyring(dataDir)
-	if err != nil {
-		return nil, err
-	}
-	if k.Data == nil {
-		return nil, spec.Invalidf("%s is the data folder of a worker, which does not have the key: ask a manager", dataDir)
-	}
-	return append(base64.StdEncoding.AppendEncode(nil, k.Data), '\n'), nil
-}
-
-// BackupKey returns the key that backups are sealed with, as Key does.
+// BackupKey returns the key that backups are sealed with, as text: what Restore
+// needs besides a backup, and what nobody else may see.
 func (m *Member) BackupKey() (string, error) {
 	if m.role != spec.RoleManager {
 		return "", errWorker
@@ -104,7 +92,7 @@ func (m *Member) BackupKey() (string, error) {
 	return base64.StdEncoding.EncodeToString(m.keys.Data), nil
 }
 
-// parseKey takes a data key as Key writes it, as it is, or in a keyring.
+// parseKey takes a data key as BackupKey returns it, as it is, or in a keyring.
 func parseKey(b []byte) ([]byte, error) {
 	if len(b) == keySize {
 		return b, nil

@@ -24,10 +24,11 @@ func TestBackupAndRestore(t *testing.T) {
 	if bytes.Contains(backup.Bytes(), []byte("canary-")) {
 		t.Error("the backup holds the state in clear")
 	}
-	key, err := Key(y.dirs["a"])
+	text, err := a.BackupKey()
 	if err != nil {
 		t.Fatal(err)
 	}
+	key := []byte(text)
 	was, incarnation, content := a.Store().Snapshot().ClusterID(), a.Store().Snapshot().Incarnation(), a.ContentKey()
 	y.stop("b")
 	y.live["a"].stop()
