@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -20,19 +21,25 @@ var (
 	ErrNotManager = errors.New("not a manager")
 )
 
-// classes are the names and statuses of errors on the wire.
+// classes are the names of these errors on the wire.
 var classes = []struct {
-	err    error
-	name   string
-	status int
+	err  error
+	name string
 }{
-	{ErrRemoved, "removed", http.StatusForbidden},
-	{ErrForbidden, "forbidden", http.StatusForbidden},
-	{ErrNotManager, "not_manager", http.StatusMisdirectedRequest},
-	{spec.ErrInvalid, "invalid", http.StatusUnprocessableEntity},
-	{spec.ErrNotFound, "not_found", http.StatusNotFound},
-	{spec.ErrConflict, "conflict", http.StatusConflict},
-	{spec.ErrUnavailable, "unavailable", http.StatusServiceUnavailable},
+	{ErrRemoved, "removed"},
+	{ErrForbidden, "forbidden"},
+	{ErrNotManager, "not_manager"},
+}
+
+// statuses has the HTTP status of each class, by its name.
+var statuses = map[string]int{
+	"removed":     http.StatusForbidden,
+	"forbidden":   http.StatusForbidden,
+	"not_manager": http.StatusMisdirectedRequest,
+	"invalid":     http.StatusUnprocessableEntity,
+	"not_found":   http.StatusNotFound,
+	"conflict":    http.StatusConflict,
+	"unavailable": http.StatusServiceUnavailable,
 }
 
 // classed carries a class without printing it.
@@ -56,7 +63,7 @@ func ErrorClass(err error) string {
 			return c.name
 		}
 	}
-	return ""
+	return spec.ErrorClass(err)
 }
 
 // ErrorOfClass is the inverse of ErrorClass: an error with the given message
@@ -67,15 +74,10 @@ func ErrorOfClass(class, msg string) error {
 			return &classed{c.err, msg}
 		}
 	}
-	return errors.New(msg)
+	return spec.ErrorOfClass(class, msg)
 }
 
 // ErrorStatus returns the HTTP status for an error.
 func ErrorStatus(err error) int {
-	for _, c := range classes {
-		if errors.Is(err, c.err) {
-			return c.status
-		}
-	}
-	return http.StatusInternalServerError
+	return cmp.Or(statuses[ErrorClass(err)], http.StatusInternalServerError)
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"testing"
@@ -67,19 +68,45 @@ func TestSessionSilence(t *testing.T) {
 
 // TestErrorClasses: each class has one name and a status, and survives a wire.
 func TestErrorClasses(t *testing.T) {
-	names := map[string]bool{}
-	for _, c := range classes {
-		err := ErrorOfClass(c.name, "text")
-		if names[c.name] || !errors.Is(err, c.err) || ErrorClass(err) != c.name || ErrorStatus(err) != c.status || err.Error() != "text" {
-			t.Errorf("%s: %v of class %s with status %d", c.name, err, ErrorClass(err), ErrorStatus(err))
+	tests := []struct {
+		class  error
+		name   string
+		status int
+	}{
+		{ErrRemoved, "removed", 403},
+		{ErrForbidden, "forbidden", 403},
+		{ErrNotManager, "not_manager", 421},
+		{spec.ErrInvalid, "invalid", 422},
+		{spec.ErrNotFound, "not_found", 404},
+		{spec.ErrConflict, "conflict", 409},
+		{spec.ErrUnavailable, "unavailable", 503},
+	}
+	for i, tt := range tests {
+		sent := fmt.Errorf("outer: %w", Errorf(tt.class, "inner"))
+		if name, status := ErrorClass(sent), ErrorStatus(sent); name != tt.name || status != tt.status {
+			t.Errorf("%v: class %q with status %d, want %q with %d", tt.class, name, status, tt.name, tt.status)
 		}
-		names[c.name] = true
-		// What package spec knows it must call the same.
-		if got := spec.ErrorClass(err); got != "" && got != c.name {
-			t.Errorf("package spec calls %s %s", c.name, got)
+		got := ErrorOfClass(tt.name, sent.Error())
+		if ErrorClass(got) != tt.name || ErrorStatus(got) != tt.status || got.Error() != "outer: inner" {
+			t.Errorf("%s: came back as %v of class %q with status %d", tt.name, got, ErrorClass(got), ErrorStatus(got))
+		}
+		for j, other := range tests {
+			if errors.Is(got, other.class) != (i == j) {
+				t.Errorf("%s: is %v: %t", tt.name, other.class, i != j)
+			}
 		}
 	}
-	if err := ErrorOfClass("", "text"); ErrorClass(err) != "" || ErrorStatus(err) != http.StatusInternalServerError {
-		t.Errorf("no class: %v", err)
+	if len(statuses) != len(tests) {
+		t.Errorf("%d classes have a status, want %d", len(statuses), len(tests))
+	}
+	// What is of no class, or of one that this version does not know, is internal.
+	for _, err := range []error{nil, errors.New("text"), ErrorOfClass("", "text"), ErrorOfClass("newer", "text")} {
+		if ErrorClass(err) != "" || ErrorStatus(err) != http.StatusInternalServerError || err != nil && err.Error() != "text" {
+			t.Errorf("no class: %v of class %q with status %d", err, ErrorClass(err), ErrorStatus(err))
+		}
+	}
+	// Of two classes, that of this package is told.
+	if err := errors.Join(spec.ErrConflict, ErrForbidden); ErrorClass(err) != "forbidden" {
+		t.Errorf("two classes: %q", ErrorClass(err))
 	}
 }
