@@ -387,13 +387,9 @@ func (a *app) rmCmd() *cobra.Command {
 	}
 	volumes := c.Flags().Bool("volumes", false, "also delete the volumes of the stack and all their data")
 	wait := addWait(c)
-	c.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		return each(args, func(name string) error { return a.removeStack(c.Context(), cl, name, *volumes, wait) })
-	}
+	})
 	return c
 }
 

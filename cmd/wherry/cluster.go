@@ -35,11 +35,7 @@ func (a *app) clusterStatusCmd() *cobra.Command {
 		Use: "status", Short: "Show the managers, and what is wrong", Args: noArgs("wherry node ls lists all nodes"),
 		Long: "Show the managers, who leads, how far each is behind, and what is wrong. The exit code is 1 when nobody leads.",
 	}
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
 		s, err := cl.ClusterStatus(c.Context())
 		if err != nil {
 			return err
@@ -53,7 +49,7 @@ func (a *app) clusterStatusCmd() *cobra.Command {
 			return &exitError{code: exitFailed}
 		}
 		return err
-	}
+	})
 	return c
 }
 
@@ -92,17 +88,14 @@ func (a *app) backupCmd() *cobra.Command {
 	}
 	key := c.Flags().String("key-file", "", "also write the key that `wherry cluster restore` needs")
 	force := c.Flags().Bool("force", false, "replace files that exist")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		for _, path := range []string{args[0], *key} {
 			if _, err := os.Lstat(path); err == nil && !*force {
 				return exitWith(exitFailed, "%s exists; give another name, or --force to replace it", path)
 			}
 		}
 		var k api.Key
+		var err error
 		if *key != "" { // asked for first: only the host itself tells it
 			if k, err = cl.ClusterKey(c.Context()); err != nil {
 				return err
@@ -126,7 +119,7 @@ func (a *app) backupCmd() *cobra.Command {
 		fmt.Fprintf(a.err, "%s: %s. Restore on an empty host: wherry cluster restore %s --key-file %s\n",
 			args[0], bytesText(st.Size()), args[0], cmp.Or(*key, "KEY"))
 		return nil
-	}
+	})
 	return c
 }
 
@@ -195,11 +188,7 @@ func (a *app) caRotateCmd() *cobra.Command {
 			"then the old one is dropped. Join tokens and client certificates have to be made anew.",
 	}
 	w := addWait(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
 		before, err := cl.ClusterStatus(c.Context())
 		if err != nil {
 			return err
@@ -233,7 +222,7 @@ func (a *app) caRotateCmd() *cobra.Command {
 			}
 			pause(wctx, 200*time.Millisecond) // there is no index to poll it by
 		}
-	}
+	})
 	return c
 }
 

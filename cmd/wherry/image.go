@@ -17,17 +17,13 @@ func (a *app) imageCmd() *cobra.Command {
 
 func (a *app) imageLsCmd() *cobra.Command {
 	c := &cobra.Command{Use: "ls", Short: "List the images", Args: noArgs("it lists all")}
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
 		l, err := cl.Images(c.Context())
 		if err != nil {
 			return err
 		}
 		return a.showImages(l.Items)
-	}
+	})
 	return a.formatFlag(c, "table")
 }
 
@@ -46,11 +42,7 @@ func (a *app) imageLoadCmd() *cobra.Command {
 		Use: "load [FILE…]", Short: "Load OCI or Docker archives (docker save) from files or standard input",
 	}
 	input := c.Flags().StringArrayP("input", "i", nil, "archive to load, as docker has it")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		files := append(*input, args...)
 		if len(files) == 0 {
 			files = []string{"-"}
@@ -61,7 +53,7 @@ func (a *app) imageLoadCmd() *cobra.Command {
 			}
 		}
 		return nil
-	}
+	})
 	return c
 }
 
@@ -88,11 +80,7 @@ func (a *app) loadImages(c *cobra.Command, cl *api.Client, path string) error {
 func (a *app) imagePullCmd() *cobra.Command {
 	c := &cobra.Command{Use: "pull IMAGE…", Short: "Pull images from their registries", Args: someArgs("names of images", 1, 0)}
 	platform := c.Flags().String("platform", "", "os/arch of the image (default: this host's)")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		for _, ref := range args {
 			p := newProgress(a.err, a.terminal())
 			img, err := cl.PullImage(c.Context(), api.PullImage{Image: ref, Platform: *platform}, func(l api.PullProgress) {
@@ -107,18 +95,14 @@ func (a *app) imagePullCmd() *cobra.Command {
 			fmt.Fprintf(a.out, "%s@%s\n", shortImage(img.Name), img.Digest)
 		}
 		return nil
-	}
+	})
 	return c
 }
 
 func (a *app) imageRmCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "rm IMAGE…", Short: "Remove images that no container uses", Args: someArgs("names of images", 1, 0),
-		RunE: func(c *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 			return each(args, func(ref string) error {
 				if err := cl.RemoveImage(c.Context(), ref); err != nil {
 					return err
@@ -126,6 +110,6 @@ func (a *app) imageRmCmd() *cobra.Command {
 				fmt.Fprintln(a.out, ref)
 				return nil
 			})
-		},
+		}),
 	}
 }

@@ -17,11 +17,7 @@ import (
 
 func (a *app) lsCmd() *cobra.Command {
 	c := &cobra.Command{Use: "ls", Short: "List the stacks", Args: noArgs("wherry ps STACK lists the tasks of one")}
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
 		l, err := cl.Stacks(c.Context())
 		if err != nil {
 			return err
@@ -29,7 +25,7 @@ func (a *app) lsCmd() *cobra.Command {
 		return show(a, l.Items, []string{"STACK", "STATE", "SERVICES", "REVISION"}, func(s api.StackInfo) []string {
 			return []string{s.Name, s.State, strconv.Itoa(s.Services), strconv.FormatUint(s.Revision, 10)}
 		})
-	}
+	})
 	return a.formatFlag(c, "table")
 }
 
@@ -38,11 +34,7 @@ func (a *app) psCmd() *cobra.Command {
 		Use: "ps [STACK[/SERVICE]]", Short: "List the tasks of a stack, of a service, or all", Args: someArgs("at most one STACK, STACK/SERVICE or task", 0, 1),
 	}
 	all := c.Flags().BoolP("all", "a", false, "also tasks that were replaced or scaled away")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		var f api.TaskFilter
 		if len(args) == 1 {
 			f.Stack, f.Service, _ = spec.SplitServiceKey(args[0])
@@ -65,7 +57,7 @@ func (a *app) psCmd() *cobra.Command {
 		return show(a, items, []string{"NAME", "ID", "NODE", "STATE", "SINCE", "IMAGE", "MESSAGE"}, func(t api.TaskInfo) []string {
 			return []string{t.Name, string(t.ID), cmp.Or(t.Node, "-"), taskState(t), ago(t.Status.Since), shortImage(t.Image), taskMessage(t)}
 		})
-	}
+	})
 	return a.formatFlag(c, "table")
 }
 
@@ -132,11 +124,7 @@ func attemptText(at spec.Attempt) string {
 
 func (a *app) serviceCmd() *cobra.Command {
 	ls := &cobra.Command{Use: "ls [STACK]", Short: "List the services", Args: someArgs("at most one STACK", 0, 1)}
-	ls.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	ls.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		stack := ""
 		if len(args) == 1 {
 			stack = args[0]
@@ -152,13 +140,9 @@ func (a *app) serviceCmd() *cobra.Command {
 			}
 			return []string{spec.ServiceKey(s.Stack, s.Name), string(s.Mode), replicasText(s), s.State, shortImage(s.Image), strings.Join(ports, ","), s.Message}
 		})
-	}
+	})
 	inspect := &cobra.Command{Use: "inspect STACK/SERVICE…", Short: "Print all that is known of services", Args: someArgs("services as STACK/SERVICE", 1, 0)}
-	inspect.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	inspect.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		var items []api.ServiceDetail
 		for _, arg := range args {
 			stack, name, err := serviceArg(arg)
@@ -174,7 +158,7 @@ func (a *app) serviceCmd() *cobra.Command {
 		return show(a, items, []string{"NAME", "REPLICAS", "STATE", "IMAGE"}, func(s api.ServiceDetail) []string {
 			return []string{spec.ServiceKey(s.Stack, s.Name), replicasText(s.ServiceInfo), s.State, shortImage(s.Image)}
 		})
-	}
+	})
 	return group("service", "Look at services and scale them", a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"), a.scaleCmd())
 }
 
@@ -193,11 +177,7 @@ func serviceArg(arg string) (stack, service string, err error) {
 func (a *app) scaleCmd() *cobra.Command {
 	c := &cobra.Command{Use: "scale STACK/SERVICE=N…", Short: "Set the number of replicas and wait for them", Args: someArgs("STACK/SERVICE=N", 1, 0)}
 	wait := addWait(c)
-	c.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		type target struct {
 			stack, service string
 			replicas       int
@@ -234,17 +214,13 @@ func (a *app) scaleCmd() *cobra.Command {
 			}
 		}
 		return nil
-	}
+	})
 	return c
 }
 
 func (a *app) volumeCmd() *cobra.Command {
 	ls := &cobra.Command{Use: "ls", Short: "List the volumes", Args: noArgs("it lists all")}
-	ls.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	ls.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
 		l, err := cl.Volumes(c.Context())
 		if err != nil {
 			return err
@@ -259,13 +235,9 @@ func (a *app) volumeCmd() *cobra.Command {
 			}
 			return []string{v.Name, v.Stack, cmp.Or(strings.Join(v.Nodes, ","), "-"), state}
 		})
-	}
+	})
 	rm := &cobra.Command{Use: "rm VOLUME…", Short: "Delete volumes and their data", Args: someArgs("names of volumes", 1, 0)}
-	rm.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	rm.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		return each(args, func(name string) error {
 			if _, err := cl.RemoveVolume(c.Context(), name, requestID()); err != nil {
 				return err
@@ -273,17 +245,13 @@ func (a *app) volumeCmd() *cobra.Command {
 			fmt.Fprintln(a.out, name)
 			return nil
 		})
-	}
+	})
 	return group("volume", "List and remove volumes", a.formatFlag(ls, "table"), rm)
 }
 
 func (a *app) networkCmd() *cobra.Command {
 	ls := &cobra.Command{Use: "ls", Short: "List the networks", Args: noArgs("it lists all")}
-	ls.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	ls.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
 		l, err := cl.Networks(c.Context())
 		if err != nil {
 			return err
@@ -291,6 +259,6 @@ func (a *app) networkCmd() *cobra.Command {
 		return show(a, l.Items, []string{"NAME", "STACK", "DRIVER", "SUBNET"}, func(n spec.Network) []string {
 			return []string{n.Name, n.Stack, string(n.Spec.Driver), cmp.Or(n.Subnet, "-")}
 		})
-	}
+	})
 	return group("network", "Look at the networks", a.formatFlag(ls, "table"))
 }

@@ -42,28 +42,20 @@ func nodeRow(n api.NodeInfo) []string {
 
 func (a *app) nodeLsCmd() *cobra.Command {
 	c := &cobra.Command{Use: "ls", Short: "List the nodes", Args: noArgs("wherry node inspect NODE shows one")}
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
 		l, err := cl.Nodes(c.Context())
 		if err != nil {
 			return err
 		}
 		slices.SortFunc(l.Items, func(x, y api.NodeInfo) int { return cmp.Compare(x.Name, y.Name) })
 		return show(a, l.Items, nodeHeader, nodeRow)
-	}
+	})
 	return c
 }
 
 func (a *app) nodeInspectCmd() *cobra.Command {
 	c := &cobra.Command{Use: "inspect NODE…", Short: "Print all that is known of nodes", Args: someArgs("names or IDs of nodes", 1, 0)}
-	c.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		var items []api.NodeInfo
 		for _, ref := range args {
 			n, err := cl.Node(c.Context(), ref)
@@ -73,20 +65,16 @@ func (a *app) nodeInspectCmd() *cobra.Command {
 			items = append(items, n)
 		}
 		return show(a, items, nodeHeader, nodeRow)
-	}
+	})
 	return c
 }
 
 // onNodes makes a command that does the same to each node it is given.
 func (a *app) onNodes(use, short string, do func(ctx context.Context, cl *api.Client, node string) error) *cobra.Command {
 	c := &cobra.Command{Use: use + " NODE…", Short: short, Args: someArgs("names or IDs of nodes", 1, 0)}
-	c.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
 		return each(args, func(node string) error { return do(c.Context(), cl, node) })
-	}
+	})
 	return c
 }
 
@@ -296,11 +284,7 @@ func (a *app) leaveCmd() *cobra.Command {
 	var l api.Leave
 	c.Flags().BoolVar(&l.Purge, "purge", false, "also delete volumes, images, and everything in the data folder")
 	c.Flags().BoolVar(&l.Force, "force", false, "leave even when no manager can be told")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
 		if err := cl.Leave(c.Context(), l); err != nil {
 			return err
 		}
@@ -310,6 +294,6 @@ func (a *app) leaveCmd() *cobra.Command {
 		}
 		fmt.Fprintf(a.err, "This host has left its cluster: its tasks are stopped and its daemon ends. %s.\n", what)
 		return nil
-	}
+	})
 	return c
 }

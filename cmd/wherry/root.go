@@ -80,6 +80,18 @@ func (a *app) client() (*api.Client, error) {
 	return cl, nil
 }
 
+// withClient hands a client to the function of a command. One that has to do
+// something before, such as to check its flags, makes the client itself.
+func (a *app) withClient(run func(*cobra.Command, *api.Client, []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		return run(c, cl, args)
+	}
+}
+
 // formatFlag adds --format to a command that prints objects.
 func (a *app) formatFlag(c *cobra.Command, def string) *cobra.Command {
 	format := c.Flags().String("format", def, "table, json, yaml or a Go template such as '{{.name}}'")
