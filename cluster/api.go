@@ -55,6 +55,15 @@ func (m *Member) authority() (*enroller, error) {
 	return m.enroll, nil
 }
 
+// Leader returns who leads, as far as this member knows; empty is nobody, also
+// when this member has stopped.
+func (m *Member) Leader() spec.NodeID {
+	if m.halt.failure() != nil {
+		return ""
+	}
+	return m.leader()
+}
+
 // Join makes a host a node. It may ask again, with the same ID and key, and
 // gets the same answer. remote is where it asks from, "IP:port".
 func (m *Member) Join(ctx context.Context, r api.JoinRequest, remote string) (api.JoinReply, error) {

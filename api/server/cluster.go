@@ -31,7 +31,11 @@ type Peers interface {
 	// class spec.ErrUnavailable.
 	Forward(ctx context.Context, entry []byte) (api.Forwarded, error)
 	ReadIndex(ctx context.Context) (api.ReadIndex, error)
-	// MemberStatus is asked often and does not block.
+	// Leader is who leads as far as this manager knows; empty is nobody, also
+	// when the manager itself has stopped. It is asked each second by every
+	// session.
+	Leader() spec.NodeID
+	// MemberStatus does not block.
 	MemberStatus() api.MemberStatus
 	ClusterStatus(ctx context.Context) (api.ClusterStatus, error)
 	Backup(ctx context.Context, w io.Writer) error

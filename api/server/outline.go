@@ -50,6 +50,7 @@ func (o *outline) look(st *store.Store) (*store.Snapshot, uint64) {
 	o.turn++
 	if next := commonOf(snap); !next.same(&o.all) {
 		o.all, o.allAt = next, o.turn
+		clear(o.at) // what changed earlier adds nothing to that
 	}
 	o.follow(snap.Tasks())
 	return snap, o.turn

@@ -98,6 +98,8 @@ func (f *fakeCluster) ReadIndex(context.Context) (api.ReadIndex, error) {
 	return api.ReadIndex{}, spec.Unavailablef("this member does not lead")
 }
 
+func (f *fakeCluster) Leader() spec.NodeID { return f.MemberStatus().LeaderID }
+
 func (f *fakeCluster) MemberStatus() api.MemberStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()

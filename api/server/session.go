@@ -178,10 +178,7 @@ func sessionEnd(r *http.Request, err error) error {
 }
 
 // inTouch says whether the state here still follows a leader.
-func (s *Server) inTouch() bool {
-	m := s.Peers.MemberStatus()
-	return m.LeaderID != "" && m.Failure == ""
-}
+func (s *Server) inTouch() bool { return s.Peers.Leader() != "" }
 
 // clusterInfo is what a node must know of its cluster; false before there is a
 // certificate authority.

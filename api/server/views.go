@@ -222,9 +222,6 @@ func (s *Server) taskGet(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, taskInfo(snap, t))
 }
 
-// leader returns the manager that leads as far as is known here.
-func (s *Server) leader() spec.NodeID { return s.Peers.MemberStatus().LeaderID }
-
 func nodeInfo(snap *store.Snapshot, n *spec.Node, leader spec.NodeID) api.NodeInfo {
 	out := api.NodeInfo{
 		ID: n.ID, Name: n.Name, Role: n.Role, State: n.State, Availability: n.Availability,
@@ -247,7 +244,7 @@ func (s *Server) nodeList(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	l := api.List[api.NodeInfo]{Index: snap.Index(), Items: []api.NodeInfo{}}
-	leader := s.leader()
+	leader := s.Peers.Leader()
 	for _, n := range snap.Nodes() {
 		l.Items = append(l.Items, nodeInfo(snap, n, leader))
 	}
@@ -263,7 +260,7 @@ func (s *Server) nodeGet(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, nodeInfo(snap, n, s.leader()))
+	return writeJSON(w, nodeInfo(snap, n, s.Peers.Leader()))
 }
 
 func (s *Server) nodeLeftovers(w http.ResponseWriter, r *http.Request) error {
