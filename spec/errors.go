@@ -5,9 +5,8 @@ import (
 	"fmt"
 )
 
-// The classes of errors that survive every boundary of the system: api/server
-// maps them to HTTP statuses and api.Client maps them back, so errors.Is works
-// across the network.
+// The classes of errors that survive every boundary of the system: package api
+// maps them to HTTP statuses and back, so errors.Is works across the network.
 var (
 	// ErrInvalid: the input is wrong; repeating it unchanged is pointless.
 	ErrInvalid = errors.New("invalid")

@@ -69,6 +69,8 @@ type NodeInfo struct {
 	// NanoCPUs (billionths of a core) and Memory (bytes) the node has.
 	NanoCPUs int64 `json:"nano_cpus"`
 	Memory   int64 `json:"memory"`
+	// MTU in bytes of the device that holds the node's address; 0 is unknown.
+	MTU int `json:"mtu,omitempty"`
 	// Boot identifies the boot of the kernel.
 	Boot string `json:"boot,omitempty"`
 	// Format is the newest format of log entries that the node understands.

@@ -98,8 +98,11 @@ type TaskChange struct {
 
 // ServiceChange changes the reconciler's fields of a service.
 type ServiceChange struct {
-	Stack  string        `json:"stack"`
-	Name   string        `json:"name"`
-	Ports  []Port        `json:"ports,omitempty"`
+	Stack string `json:"stack"`
+	Name  string `json:"name"`
+	Ports []Port `json:"ports,omitempty"`
+	// VIPs, when they change: all that the service has from now on; an empty
+	// list that is not nil takes them away.
+	VIPs   *[]ServiceVIP `json:"vips,omitempty"`
 	Update *UpdateStatus `json:"update,omitempty"`
 }

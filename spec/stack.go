@@ -38,12 +38,25 @@ type ServiceSpec struct {
 	Placement Placement `json:"placement,omitzero"`
 	// Ports that are published on nodes.
 	Ports []Port `json:"ports,omitempty"`
+	// EndpointMode says what the service's name resolves to; empty is
+	// EndpointVIP.
+	EndpointMode EndpointMode `json:"endpoint_mode,omitempty"`
 	// Labels of the service (deploy.labels); container labels are in Template.
 	Labels    map[string]string `json:"labels,omitempty"`
 	DependsOn []Dependency      `json:"depends_on,omitempty"`
 	// AlwaysPull asks the registry about the image at every apply.
 	AlwaysPull bool `json:"always_pull,omitempty"`
 }
+
+// EndpointMode says what the name of a service resolves to.
+type EndpointMode string
+
+const (
+	// EndpointVIP: one address on each network that leads to the ready tasks.
+	EndpointVIP EndpointMode = "vip"
+	// EndpointDNSRR: the addresses of the ready tasks.
+	EndpointDNSRR EndpointMode = "dnsrr"
+)
 
 // Placement limits the nodes on which a task may run.
 type Placement struct {
@@ -195,6 +208,8 @@ type Service struct {
 	Revision RevisionID `json:"revision"` // apply
 	// Ports are Spec.Ports with every published number chosen.
 	Ports []Port `json:"ports,omitempty"` // reconciler
+	// VIPs, one per network on which the service has one.
+	VIPs []ServiceVIP `json:"vips,omitempty"` // reconciler
 	// Update is the progress of bringing tasks to Revision.
 	Update UpdateStatus `json:"update,omitzero"` // reconciler
 	// Changed is when the user last changed the service.
@@ -202,6 +217,12 @@ type Service struct {
 	// Version is the log index of the last write by a user or the reconciler to
 	// this service or to its tasks; reports of agents do not move it.
 	Version uint64 `json:"version"` // apply
+}
+
+// ServiceVIP is the address of a service on a network.
+type ServiceVIP struct {
+	Network NetworkID `json:"network"`
+	Address string    `json:"address"` // without prefix length
 }
 
 // Key returns "stack/service".

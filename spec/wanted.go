@@ -42,8 +42,18 @@ type HostNetwork struct {
 	Network Network `json:"network"`
 	// HostNumber is the Number of the node; its bridges' MAC is made from it.
 	HostNumber uint32 `json:"host_number"`
+	// MTU in bytes of what carries the network between its hosts, the least of
+	// them; 0 is unknown. It is the same on all hosts.
+	MTU int `json:"mtu,omitempty"`
 	// Tasks of this node on the network, running or about to, by ascending ID.
 	Tasks []Endpoint `json:"tasks,omitempty"`
+	// Hosts are the other nodes that the network is on, by ascending Number;
+	// none for a network that is local to each host.
+	Hosts []NetworkHost `json:"hosts,omitempty"`
+	// Remote are the ends of tasks on Hosts, running or about to, by address.
+	Remote []RemoteEndpoint `json:"remote,omitempty"`
+	// VIPs of services on the network, by address.
+	VIPs []VIP `json:"vips,omitempty"`
 	// Names that resolve on this network, sorted, each with at least one address.
 	Names []Name `json:"names,omitempty"`
 	// Ports that this node publishes of services on this network.
@@ -58,6 +68,38 @@ type Endpoint struct {
 	IP   string `json:"ip"` // with prefix length
 	MAC  string `json:"mac"`
 }
+
+// NetworkHost is another node that a network is on.
+type NetworkHost struct {
+	Node NodeID `json:"node"`
+	// Number of the node; the MAC of its bridges is made from it.
+	Number uint32 `json:"number"`
+	// Address is the IP address by which other nodes reach it.
+	Address string `json:"address"`
+}
+
+// RemoteEndpoint is the end of a network at a task of another node.
+type RemoteEndpoint struct {
+	IP  string `json:"ip"` // without prefix length
+	MAC string `json:"mac"`
+	// Host is the Number of its node, which is among Hosts.
+	Host uint32 `json:"host"`
+}
+
+// VIP is the address of a service on a network: connections to it go to one of
+// its targets each.
+type VIP struct {
+	Address string `json:"address"` // without prefix length
+	// Owner is "stack/service".
+	Owner string `json:"owner"`
+	// Targets are the addresses of tasks that are ready, sorted; none means
+	// that connections are refused.
+	Targets []string `json:"targets,omitempty"`
+}
+
+// VXLANPort is the UDP port that networks between hosts use. It is not the
+// assigned 4789, which Swarm takes on the same hosts, with the same identifiers.
+const VXLANPort = 4478
 
 // Name is one DNS name and the addresses it answers with, sorted.
 type Name struct {
