@@ -80,7 +80,8 @@ func (c Census) mounts() {
 func (c Census) folders(kind string, roots ...string) {
 	for _, root := range roots {
 		_ = filepath.WalkDir(root, func(p string, _ fs.DirEntry, err error) error {
-			if err == nil {
+			// ip(8) makes its folder at its first use, for good.
+			if err == nil && p != "/run/netns" {
 				c.add(kind, p)
 			}
 			return nil // what vanishes while we look is not left behind
