@@ -342,35 +342,49 @@ func (s *pass) update() {
 			todo = append(todo, pl)
 		}
 	}
-	if len(todo) == 0 {
-		return
-	}
 	if s.eager {
 		others = nil // none is waited for
-	}
-	if s.failing() != nil {
-		return
-	}
-	if slices.ContainsFunc(others, s.busy) {
-		// A place that fails anyway must not keep a node from being emptied, as
-		// long as what leaves it goes on until its replacement is well.
-		if slices.ContainsFunc(others, func(pl *place) bool { n, _ := s.lost(pl); return n == 0 && s.busy(pl) }) {
-			return
-		}
-		todo = slices.DeleteFunc(todo, func(pl *place) bool { return s.outdated(pl.live[0]) != "" || s.stopFirst(pl.live[0]) })
 	}
 	// A task that does not serve is replaced first: that costs nothing.
 	slices.SortStableFunc(todo, func(a, b *place) int {
 		return cmp.Compare(b2i(s.serves(a.live[0])), b2i(s.serves(b.live[0])))
 	})
-	for _, pl := range todo {
-		if s.replace(pl) && !s.eager {
-			for _, other := range todo {
-				other.blocked = "" // something is under way
-			}
+	for len(todo) > 0 && s.failing() == nil {
+		may := s.mayGo(todo, others)
+		i := slices.IndexFunc(may, s.replace)
+		if i < 0 {
 			return
 		}
+		begun := may[i]
+		todo = slices.DeleteFunc(todo, func(pl *place) bool { return pl == begun })
+		if s.eager {
+			continue
+		}
+		others = append(others, begun)
+		for _, pl := range todo {
+			pl.blocked = "" // something is under way
+		}
 	}
+}
+
+// mayGo returns the places of todo that may begin, as long as there is something
+// under way at others.
+func (s *pass) mayGo(todo, others []*place) []*place {
+	if !slices.ContainsFunc(others, s.busy) {
+		return todo
+	}
+	// A place that fails anyway must not keep a node from being emptied, as
+	// long as what leaves it goes on until its replacement is well.
+	if slices.ContainsFunc(others, func(pl *place) bool { n, _ := s.lost(pl); return n == 0 && s.busy(pl) }) {
+		return nil
+	}
+	var may []*place
+	for _, pl := range todo {
+		if s.outdated(pl.live[0]) == "" && !s.stopFirst(pl.live[0]) {
+			may = append(may, pl)
+		}
+	}
+	return may
 }
 
 // replaceable reports whether all that a place has is one task that must go.
