@@ -68,13 +68,13 @@ func NewLoop(c Config) *Loop {
 // harm. No Loop may run twice at the same time.
 func (l *Loop) Run(ctx context.Context, epoch uint64) error {
 	var retry time.Duration
-	seen := sightings{since: l.Elapsed()}
+	seen := NewSightings(l.Elapsed())
 	for ctx.Err() == nil {
 		changed := l.Store.Watch() // before the snapshot: what comes after it wakes us
 		snap := l.Store.Snapshot()
 		now, elapsed := l.Now(), l.Elapsed()
-		seen.look(snap, elapsed)
-		plan := PlanSeen(snap, now, seen.at(now, elapsed))
+		seen.Look(snap, elapsed)
+		plan := PlanSeen(snap, now, seen.At(now, elapsed))
 		ok := l.propose(ctx, epoch, now, &plan)
 		if !ok {
 			retry = min(max(2*retry, firstRetry), lastRetry)
@@ -94,27 +94,31 @@ func (l *Loop) Run(ctx context.Context, epoch uint64) error {
 	return nil
 }
 
-// sightings are since when a loop has seen what the state says, by its own
-// clock.
-type sightings struct {
+// Sightings are since when one leader has seen what the state says, by a clock
+// of its own that nobody sets. For one goroutine.
+type Sightings struct {
 	since time.Duration
 	down  map[downNode]time.Duration
 	lost  map[spec.TaskID]time.Duration
 }
 
-// downNode is one time that a node is down: one that was back meanwhile may have
-// got a lease then.
+// downNode is one time that a node is down. A node that was ready meanwhile may
+// have got a lease then, so that time counts anew, even if nobody looked at the
+// state in between: the node's version has moved.
 type downNode struct {
-	id    spec.NodeID
-	since int64 // DownSince, in nanoseconds
+	id      spec.NodeID
+	version uint64
 }
 
-// look takes note of what is new in a state, and forgets what is over.
-func (o *sightings) look(s *store.Snapshot, elapsed time.Duration) {
+// NewSightings returns those of a leader that begins to lead.
+func NewSightings(elapsed time.Duration) *Sightings { return &Sightings{since: elapsed} }
+
+// Look takes note of what is new in a state, and forgets what is over.
+func (o *Sightings) Look(s *store.Snapshot, elapsed time.Duration) {
 	down, lost := map[downNode]time.Duration{}, map[spec.TaskID]time.Duration{}
 	for _, n := range s.Nodes() {
 		if n.State == spec.NodeDown {
-			see(down, o.down, downNode{n.ID, n.DownSince.UnixNano()}, elapsed)
+			see(down, o.down, downNode{n.ID, n.Version}, elapsed)
 		}
 	}
 	for _, t := range s.Tasks() {
@@ -134,8 +138,8 @@ func see[K comparable](into, old map[K]time.Duration, key K, elapsed time.Durati
 	into[key] = at
 }
 
-// at tells the sightings by the clock of now, whatever it has been set to.
-func (o *sightings) at(now time.Time, elapsed time.Duration) Seen {
+// At tells the sightings by the clock of now, whatever it has been set to.
+func (o *Sightings) At(now time.Time, elapsed time.Duration) Seen {
 	moment := func(d time.Duration) time.Time { return now.Round(0).Add(d - elapsed) }
 	seen := Seen{Since: moment(o.since), Down: map[spec.NodeID]time.Time{}, Lost: map[spec.TaskID]time.Time{}}
 	for n, d := range o.down {

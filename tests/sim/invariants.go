@@ -417,7 +417,8 @@ func (w *World) checkShuffled() {
 	for _, s := range []*store.Store{w.store, other} {
 		s.Apply(w.index+1, store.Command{Time: w.now, PutStack: &store.PutStack{Stack: w.fixedStack()}})
 	}
-	a, c := reconciler.PlanSince(w.store.Snapshot(), w.now, w.since), reconciler.PlanSince(other.Snapshot(), w.now, w.since)
+	seen := w.seen.At(w.now, w.elapsed())
+	a, c := reconciler.PlanSeen(w.store.Snapshot(), w.now, seen), reconciler.PlanSeen(other.Snapshot(), w.now, seen)
 	if !bytes.Equal(encode(a), encode(c)) {
 		w.failf("the order of the rows changes the plan:\n%s\n%s", encode(a), encode(c))
 	}

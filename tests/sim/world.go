@@ -20,10 +20,10 @@ type World struct {
 	index uint64
 	epoch uint64
 	now   time.Time
-	// since is when the leader began to lead, and skew how far its clock is
-	// ahead of the true time.
-	since time.Time
+	// skew is how far the leader's clock is ahead of the true time, seen what it
+	// has seen by a clock that nobody sets.
 	skew  time.Duration
+	seen  *reconciler.Sightings
 	hosts []*host // of the cluster
 	// left are hosts whose nodes were removed; they may go on for a while.
 	left []*host
@@ -41,13 +41,19 @@ type World struct {
 	err   error
 }
 
+// begin is when a world begins; its first leader has led for long.
+var begin = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+const longLed = -24 * time.Hour
+
 // New returns the world of a seed.
 func New(seed uint64) *World {
 	w := &World{
 		rng:   rand.New(rand.NewPCG(seed, 1)),
 		store: store.New(),
 		epoch: 1,
-		now:   time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+		now:   begin,
+		seen:  reconciler.NewSightings(longLed),
 	}
 	w.scarce = w.chance(20)
 	w.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "sim", Incarnation: 1, Format: store.Format}})
@@ -103,7 +109,7 @@ func (w *World) elect() {
 	if w.chance(30) && !w.calm {
 		w.skew = time.Duration(w.rng.IntN(60)-30) * time.Second
 	}
-	w.since = w.clock()
+	w.seen = reconciler.NewSightings(w.elapsed())
 	w.note("a new leader, term %d, whose clock is ahead by %v", w.epoch, w.skew)
 }
 
@@ -160,8 +166,20 @@ func (w *World) apply(c store.Command) store.Result {
 	before := w.store.Snapshot()
 	w.index++
 	res := w.store.Apply(w.index, c)
+	if w.chance(50) { // a leader that is quick looks at every state
+		w.seen.Look(w.store.Snapshot(), w.elapsed())
+	}
 	w.check(before, w.store.Snapshot(), &c)
 	return res
+}
+
+func (w *World) elapsed() time.Duration { return w.now.Sub(begin) }
+
+// planOf is what the leader plans for the newest state.
+func (w *World) planOf() spec.Plan {
+	snap := w.store.Snapshot()
+	w.seen.Look(snap, w.elapsed())
+	return reconciler.PlanSeen(snap, w.clock(), w.seen.At(w.clock(), w.elapsed()))
 }
 
 // Step makes one random event.
@@ -277,10 +295,9 @@ func (w *World) lead() {
 
 // plan computes a plan, now and then twice, which must give the same bytes.
 func (w *World) plan() spec.Plan {
-	snap := w.store.Snapshot()
-	plan := reconciler.PlanSince(snap, w.clock(), w.since)
+	plan := w.planOf()
 	if w.chance(10) {
-		if again := reconciler.PlanSince(snap, w.clock(), w.since); !bytes.Equal(encode(plan), encode(again)) {
+		if again := w.planOf(); !bytes.Equal(encode(plan), encode(again)) {
 			w.failf("two plans of one snapshot differ:\n%s\n%s", encode(plan), encode(again))
 		}
 	}
@@ -296,13 +313,13 @@ func (w *World) afterPlan(plan spec.Plan, res store.Result) {
 			return
 		}
 	}
-	next := reconciler.PlanSince(w.store.Snapshot(), w.clock(), w.since)
+	next := w.planOf()
 	// Where addresses are scarce, one that this plan has set free is given
 	// away by the next.
 	for i := 0; w.scarce && i < 3 && !next.Empty(); i++ {
 		w.note("one more plan %s", keys(next.Parts))
 		w.apply(store.Command{Time: w.clock(), ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: next.Parts}})
-		next = reconciler.PlanSince(w.store.Snapshot(), w.clock(), w.since)
+		next = w.planOf()
 	}
 	if !next.Empty() {
 		w.failf("a second plan is not empty: %s\nafter the plan %s", encode(next), encode(plan))
