@@ -100,7 +100,7 @@ var Routes = []Route{
 	{"content.get", "GET", "/v1/contents/{content}", RuleNode, true},
 
 	{"node.leave", "POST", "/v1/node/leave", RuleLocal, false},
-	{"node.member", "GET", "/v1/node/member", RuleManager, false},
+	{"node.member", "GET", "/v1/node/member", RuleNode, false},
 	{"node.task.logs", "GET", "/v1/node/tasks/{task}/logs", RuleManager, true},
 	{"node.task.exec", "POST", "/v1/node/tasks/{task}/exec", RuleManager, true},
 	{"node.image.list", "GET", "/v1/node/images", RuleManager, true},

@@ -87,7 +87,7 @@ func routes(m *Member) http.Handler {
 		}
 		return m.Alive(a), nil
 	})
-	handle("GET /v1/node/member", spec.RoleManager, func(*http.Request) (any, error) { return m.MemberStatus(), nil })
+	handle("GET /v1/node/member", spec.RoleWorker, func(*http.Request) (any, error) { return m.MemberStatus(), nil })
 	return mux
 }
 

@@ -298,8 +298,8 @@ func (m *Member) watchTable(ctx context.Context) {
 }
 
 // leftRaft reports whether this member is out of Raft's configuration, by its
-// own log or by the word of another manager: before that, its vote may be
-// needed.
+// own log or by the word of a manager: before that, its vote may be needed. The
+// log does not always tell, because the others cut their streams to it.
 func (m *Member) leftRaft(ctx context.Context) bool {
 	in := func(s api.MemberStatus) bool {
 		return slices.Contains(s.Voters, m.id) || slices.Contains(s.NonVoters, m.id)
@@ -307,8 +307,14 @@ func (m *Member) leftRaft(ctx context.Context) bool {
 	if !in(m.MemberStatus()) {
 		return true
 	}
-	for _, a := range m.ask(ctx, managersOf(m.store.Snapshot().Nodes())) {
+	answers, failures := m.askAll(ctx, managersOf(m.store.Snapshot().Nodes()))
+	for _, a := range answers {
 		if a.State == "leader" && !in(a) {
+			return true
+		}
+	}
+	for _, err := range failures {
+		if errors.Is(err, api.ErrRemoved) {
 			return true
 		}
 	}

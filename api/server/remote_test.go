@@ -352,9 +352,9 @@ var admitted = func() map[string][]string {
 		"cluster.status": operators, "cluster.backup": operators, "cluster.token": operators, "cluster.client": operators, "cluster.rotate": operators,
 
 		"session.watch": nodes, "session.report": nodes, "session.beat": nodes, "session.lease": nodes, "session.leave": nodes,
-		"content.get": nodes, "registry": nodes,
+		"content.get": nodes, "registry": nodes, "node.member": nodes,
 
-		"cluster.propose": managers, "cluster.read": managers, "cluster.alive": managers, "node.member": managers,
+		"cluster.propose": managers, "cluster.read": managers, "cluster.alive": managers,
 		"node.task.logs": managers, "node.task.exec": managers,
 		"node.image.list": managers, "node.image.load": managers, "node.image.pull": managers, "node.image.delete": managers,
 
@@ -552,7 +552,7 @@ func TestRefusals(t *testing.T) {
 	says(as(w, "expired removed", "cluster.renew"), api.ErrRemoved, "node cccccccccccccccc was removed from the cluster")
 	says(as(w, "nobody", "stack.list"), api.ErrForbidden, "stack.list: not allowed: it needs a certificate of this cluster")
 	says(as(w, "expired worker", "content.get"), api.ErrForbidden, "content.get: not allowed: the certificate of node aaaaaaaaaaaaaaaa has expired; all it can do is renew it")
-	says(as(w, "worker", "node.member"), api.ErrForbidden, "node.member: not allowed: it is for managers, and node aaaaaaaaaaaaaaaa is a worker")
+	says(as(w, "worker", "node.image.list"), api.ErrForbidden, "node.image.list: not allowed: it is for managers, and node aaaaaaaaaaaaaaaa is a worker")
 	says(as(w, "worker", "stack.list"), api.ErrForbidden, "stack.list: not allowed: it is for the role operator, and aaaaaaaaaaaaaaaa is a node")
 	says(as(w, "client", "node.leave"), api.ErrForbidden, "node.leave: not allowed: it can be asked on the host itself only")
 	says(as(w, "other key", "content.get"), api.ErrForbidden, "content.get: not allowed: node bbbbbbbbbbbbbbbb has another key than that of the certificate")
@@ -579,10 +579,10 @@ func TestRefusals(t *testing.T) {
 	// A manager without a state yet can but believe the certificate.
 	w.store = store.New()
 	w.server.Store = w.store
-	if err := as(w, "manager", "node.member"); err != nil {
+	if err := as(w, "manager", "node.image.list"); err != nil {
 		t.Errorf("manager, at one that has no state yet: %v", err)
 	}
-	if err := as(w, "new manager", "node.member"); !errors.Is(err, api.ErrForbidden) {
+	if err := as(w, "new manager", "node.image.list"); !errors.Is(err, api.ErrForbidden) {
 		t.Errorf("worker, at a manager that has no state yet: %v", err)
 	}
 }
@@ -642,8 +642,8 @@ func TestRemote(t *testing.T) {
 	if err := node.Report(ctx, spec.Report{Node: managerID}); !errors.Is(err, api.ErrForbidden) {
 		t.Errorf("report in the name of another: %v", err)
 	}
-	if _, err := ask[api.MemberStatus](ctx, node, "node.member", ""); !errors.Is(err, api.ErrForbidden) {
-		t.Errorf("member status as worker: %v", err)
+	if _, err := ask[api.List[api.Image]](ctx, node, "node.image.list", ""); !errors.Is(err, api.ErrForbidden) {
+		t.Errorf("images as worker: %v", err)
 	}
 	if r, err := ask[api.RenewReply](ctx, a.member(addr, ptr(a.issue(string(managerID), "manager", -time.Minute))), "cluster.renew", "{}"); !errors.Is(err, api.ErrForbidden) {
 		t.Errorf("renewal with another key: %+v, %v", r, err)
@@ -905,7 +905,7 @@ func TestOtherNode(t *testing.T) {
 		t.Errorf("version of a worker: %+v, %v", v, err)
 	}
 	for id, want := range map[spec.NodeID]error{workerID: api.ErrForbidden, managerID: api.ErrForbidden} {
-		if _, err := ask[api.MemberStatus](ctx, a.member(addr, ptr(a.issue(string(id), "manager", time.Hour))), "node.member", ""); !errors.Is(err, want) {
+		if _, err := ask[api.List[api.Image]](ctx, a.member(addr, ptr(a.issue(string(id), "manager", time.Hour))), "node.image.list", ""); !errors.Is(err, want) {
 			t.Errorf("%s as a manager: %v", id, err)
 		}
 	}
