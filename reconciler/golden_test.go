@@ -26,7 +26,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // says what it shows, "script" has one line per event, "want" what the passes
 // answered, all other files are stacks.
 //
-//	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, or a label
+//	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, mtu, address, or a label
 //	put FILE | rm STACK [volumes] | scale STACK SERVICE N
 //	plan                        make a plan, print and apply it
 //	settle                      plan and let hosts obey until nothing moves; print the plans
@@ -121,7 +121,13 @@ func (c *cluster) must(cmd store.Command) {
 func nodeID(name string) spec.NodeID { return spec.NodeID("id-" + name) }
 
 func (c *cluster) addNode(name string, args ...string) {
-	c.must(store.Command{PutNode: &store.PutNode{ID: nodeID(name), Name: name, Address: "192.0.2.1", Role: spec.RoleManager}})
+	address := "192.0.2.1"
+	for _, a := range args {
+		if v, ok := strings.CutPrefix(a, "address="); ok {
+			address = v
+		}
+	}
+	c.must(store.Command{PutNode: &store.PutNode{ID: nodeID(name), Name: name, Address: address, Role: spec.RoleManager}})
 	info := &spec.NodeInfo{OS: "linux", Arch: "amd64", NanoCPUs: 4e9, Memory: 4 << 30}
 	labels := map[string]*string{}
 	for _, a := range args {
@@ -134,6 +140,9 @@ func (c *cluster) addNode(name string, args ...string) {
 			info.NanoCPUs = n * 1e9
 		case "arch":
 			info.Arch = v
+		case "mtu":
+			info.MTU = int(n)
+		case "address":
 		default:
 			labels[k] = &v
 		}
@@ -464,9 +473,22 @@ func (c *cluster) printWanted(node string) {
 }
 
 func (c *cluster) printNetwork(n *spec.HostNetwork) {
-	c.printf("  network %s %s %s host %d\n", n.Network.Name, n.Network.Subnet, n.Network.Gateway, n.HostNumber)
+	c.printf("  network %s %s %s host %d", n.Network.Name, n.Network.Subnet, n.Network.Gateway, n.HostNumber)
+	if n.MTU != 0 {
+		c.printf(" mtu %d", n.MTU)
+	}
+	c.printf("\n")
 	for _, e := range n.Tasks {
 		c.printf("    task %s %s %s %s\n", e.Task, e.Name, e.IP, e.MAC)
+	}
+	for _, h := range n.Hosts {
+		c.printf("    host %d %s at %s\n", h.Number, h.Node, h.Address)
+	}
+	for _, e := range n.Remote {
+		c.printf("    remote %s %s at host %d\n", e.IP, e.MAC, e.Host)
+	}
+	for _, v := range n.VIPs {
+		c.printf("    vip %s of %s to %v\n", v.Address, v.Owner, v.Targets)
 	}
 	for _, x := range n.Names {
 		c.printf("    name %s %v\n", x.Name, x.Addresses)

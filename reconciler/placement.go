@@ -28,7 +28,7 @@ func (v *view) attachments(stack string, t *spec.Template) []attached {
 	out := make([]attached, 0, len(t.Networks))
 	for _, a := range t.Networks {
 		name := v.networkName(stack, a.Network)
-		out = append(out, attached{name: name, net: v.networks[name]})
+		out = append(out, attached{name: name, net: v.network(name)})
 	}
 	return out
 }

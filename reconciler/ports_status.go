@@ -50,10 +50,8 @@ func (p *planner) portProblem(svc *spec.Service) string {
 // not told yet what became of it. Nodes that never tell are not waited for.
 func (p *planner) portAwaited(svc *spec.Service) string {
 	ports := publishedPorts(svc)
-	way := slices.IndexFunc(p.attachments(svc.Stack, &svc.Spec.Template), func(a attached) bool {
-		return a.net != nil && !a.net.Spec.Internal
-	})
-	if len(ports) == 0 || way < 0 { // without a way out nothing is published
+	way := p.wayOut(svc)
+	if len(ports) == 0 || way == nil { // without a way out nothing is published
 		return ""
 	}
 	for _, n := range p.nodeList {
@@ -61,8 +59,7 @@ func (p *planner) portAwaited(svc *spec.Service) string {
 			continue
 		}
 		for _, q := range ports {
-			local := q.Mode == spec.PublishHost || isLoopback(q.HostIP)
-			if q.Published == 0 || local && !p.hasTask(svc, n.ID) {
+			if q.Published == 0 || isLocal(&q, way) && !p.hasTask(svc, n.ID, way.ID) {
 				continue
 			}
 			told := slices.ContainsFunc(*n.Ports, func(t spec.PortStatus) bool { return t.Owner == svc.Key() && isPort(&t, &q) })
@@ -74,11 +71,11 @@ func (p *planner) portAwaited(svc *spec.Service) string {
 	return ""
 }
 
-// hasTask reports whether a node has a task of the service that is not over,
-// and so publishes the ports that only such nodes publish.
-func (p *planner) hasTask(svc *spec.Service, node spec.NodeID) bool {
+// hasTask reports whether a node has a task of the service on a network that
+// is not over, and so publishes the ports that only such nodes publish.
+func (p *planner) hasTask(svc *spec.Service, node spec.NodeID, network spec.NetworkID) bool {
 	return slices.ContainsFunc(p.tasks[svc.Key()], func(t *spec.Task) bool {
-		return t.Node == node && !t.Status.State.Terminal() && t.Status.State != spec.TaskPending
+		return t.Node == node && isPlaced(t) && slices.ContainsFunc(t.Addresses, func(a spec.Address) bool { return a.Network == network })
 	})
 }
 

@@ -212,7 +212,7 @@ func (v *rehearsal) whyCreated(s spot) string {
 // notes tell what a person might not expect.
 func (v *rehearsal) notes() []string {
 	var out []string
-	declared := v.after.stacks[v.stack]
+	declared := v.after.stack(v.stack)
 	for _, x := range v.before.snap.Volumes() {
 		if x.Stack != v.stack || x.Anonymous || x.Removing {
 			continue

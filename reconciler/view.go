@@ -21,21 +21,16 @@ type view struct {
 	byKey     map[string]*spec.Service // by key
 	nodeList  []*spec.Node
 	nodes     map[spec.NodeID]*spec.Node
-	networks  map[string]*spec.Network           // by cluster-wide name
 	volumes   map[string]*spec.Volume            // by cluster-wide name
-	stacks    map[string]*spec.Stack             // newest revision, by name
+	networks  map[string]*spec.Network           // by cluster-wide name, as far as asked for
+	stacks    map[string]*spec.Stack             // newest revision, by name, as far as asked for
 	templates map[spec.RevisionID]*spec.Template // as far as asked for
 }
 
 func newView(s *store.Snapshot, now time.Time) *view {
-	v := &view{
-		snap: s, now: now,
-		all: s.Tasks(), services: s.Services(), nodeList: s.Nodes(),
-		tasks: map[string][]*spec.Task{}, byKey: map[string]*spec.Service{},
-		nodes: map[spec.NodeID]*spec.Node{}, networks: map[string]*spec.Network{},
-		volumes: map[string]*spec.Volume{}, stacks: map[string]*spec.Stack{},
-		templates: map[spec.RevisionID]*spec.Template{},
-	}
+	v := newGlance(s)
+	v.now, v.all, v.services = now, s.Tasks(), s.Services()
+	v.tasks, v.byKey, v.volumes = map[string][]*spec.Task{}, map[string]*spec.Service{}, map[string]*spec.Volume{}
 	for _, t := range v.all {
 		k := serviceKey(t)
 		v.tasks[k] = append(v.tasks[k], t)
@@ -43,21 +38,49 @@ func newView(s *store.Snapshot, now time.Time) *view {
 	for _, x := range v.services {
 		v.byKey[x.Key()] = x
 	}
-	for _, x := range v.nodeList {
-		v.nodes[x.ID] = x
-	}
-	for _, x := range s.Networks() {
-		v.networks[x.Name] = x
-	}
 	for _, x := range s.Volumes() {
 		v.volumes[x.Name] = x
 	}
-	for _, x := range s.Stacks() {
-		if r := s.StackRevision(x.Name, x.Revision); r != nil {
-			v.stacks[x.Name] = &r.Spec
-		}
+	return v
+}
+
+// newGlance returns a view without tasks, services and volumes, which costs no
+// more than there are nodes: documents are made for every node at every change.
+func newGlance(s *store.Snapshot) *view {
+	v := &view{
+		snap: s, nodeList: s.Nodes(), nodes: map[spec.NodeID]*spec.Node{},
+		networks: map[string]*spec.Network{}, stacks: map[string]*spec.Stack{},
+		templates: map[spec.RevisionID]*spec.Template{},
+	}
+	for _, x := range v.nodeList {
+		v.nodes[x.ID] = x
 	}
 	return v
+}
+
+// network returns the network with a cluster-wide name; nil when there is none.
+func (v *view) network(name string) *spec.Network {
+	n, ok := v.networks[name]
+	if !ok {
+		n = v.snap.NetworkNamed(name)
+		v.networks[name] = n
+	}
+	return n
+}
+
+// stack returns the newest revision of a stack; nil when there is none.
+func (v *view) stack(name string) *spec.Stack {
+	s, ok := v.stacks[name]
+	if ok {
+		return s
+	}
+	if row := v.snap.Stack(name); row != nil {
+		if r := v.snap.StackRevision(name, row.Revision); r != nil {
+			s = &r.Spec
+		}
+	}
+	v.stacks[name] = s
+	return s
 }
 
 func serviceKey(t *spec.Task) string { return spec.ServiceKey(t.Stack, t.Service) }
@@ -77,7 +100,7 @@ func (v *view) template(id spec.RevisionID) *spec.Template {
 
 // networkName returns the cluster-wide name of a stack's network.
 func (v *view) networkName(stack, short string) string {
-	if s := v.stacks[stack]; s != nil {
+	if s := v.stack(stack); s != nil {
 		return s.Networks[short].ClusterName(stack, short)
 	}
 	return spec.ScopedName(stack, short)
@@ -85,7 +108,7 @@ func (v *view) networkName(stack, short string) string {
 
 // volumeName returns the cluster-wide name of a stack's volume.
 func (v *view) volumeName(stack, short string) string {
-	if s := v.stacks[stack]; s != nil {
+	if s := v.stack(stack); s != nil {
 		return s.Volumes[short].ClusterName(stack, short)
 	}
 	return spec.ScopedName(stack, short)

@@ -47,6 +47,7 @@ const (
 	byAddress  = "address"  // tasks: network and IP
 	byVolume   = "volume"   // tasks: volumes that are bound
 	byPort     = "port"     // services: published port and protocol
+	byVIP      = "vip"      // services: network and virtual IP
 	byContent  = "content"  // stack revisions, volumes, revisions: contents they refer to
 	bySeq      = "seq"      // requests
 	byRemoving = "removing" // volumes that are being removed
@@ -64,6 +65,7 @@ func newTables() *tables {
 			key: func(s *spec.Service) []byte { return textsKey(s.Stack, s.Name) },
 			indexes: []index[spec.Service]{
 				{name: byPort, values: portValues},
+				{name: byVIP, values: vipValues},
 			}},
 		tasks: table[spec.Task]{name: "tasks",
 			key: func(t *spec.Task) []byte { return idKey(t.ID) },
@@ -159,8 +161,32 @@ func addressValue(network spec.NetworkID, ip string) []byte {
 	if err != nil || k == nil {
 		return nil
 	}
-	a := p.Addr().WithZone("").As16()
+	return appendIP(k, p.Addr())
+}
+
+// vipValue is the same place for a virtual address, which has no prefix length.
+func vipValue(v *spec.ServiceVIP) []byte {
+	k := idKey(v.Network)
+	ip, err := netip.ParseAddr(v.Address)
+	if err != nil || k == nil {
+		return nil
+	}
+	return appendIP(k, ip)
+}
+
+func appendIP(k []byte, ip netip.Addr) []byte {
+	a := ip.WithZone("").As16()
 	return append(k, a[:]...)
+}
+
+func vipValues(s *spec.Service) [][]byte {
+	var values [][]byte
+	for i := range s.VIPs {
+		if v := vipValue(&s.VIPs[i]); v != nil {
+			values = append(values, v)
+		}
+	}
+	return values
 }
 
 func taskVolumeValues(t *spec.Task) [][]byte {

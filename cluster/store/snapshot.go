@@ -104,6 +104,18 @@ func (n *Snapshot) ServicesOf(stack string) []*spec.Service {
 	return collect(n.tables.services.under(n.read(), textsKey(stack)))
 }
 
+// Publishers returns the services that publish a port whose number is known,
+// each once.
+func (n *Snapshot) Publishers() []*spec.Service {
+	return once(n.tables.services.with(n.read(), byPort, []byte{}))
+}
+
+// ServicesAt returns the services that have a virtual address on a network, in
+// the order of these.
+func (n *Snapshot) ServicesAt(network spec.NetworkID) []*spec.Service {
+	return once(n.tables.services.with(n.read(), byVIP, idKey(network)))
+}
+
 // Tasks returns all tasks by ID.
 func (n *Snapshot) Tasks() []*spec.Task { return collect(n.tables.tasks.all(n.read())) }
 
@@ -119,6 +131,24 @@ func (n *Snapshot) TasksOf(stack, service string) []*spec.Task {
 // TasksOn returns the tasks of a node by ID. The empty node has none.
 func (n *Snapshot) TasksOn(node spec.NodeID) []*spec.Task {
 	return collect(n.tables.tasks.with(n.read(), byNode, textsKey(string(node))))
+}
+
+// TasksAt returns the tasks that have, or had, an address on a network, each
+// once, in the order of their addresses.
+func (n *Snapshot) TasksAt(network spec.NetworkID) []*spec.Task {
+	return once(n.tables.tasks.with(n.read(), byAddress, idKey(network)))
+}
+
+// once collects what an index may find by several values.
+func once[T any](seq iter.Seq[*T]) []*T {
+	out, seen := []*T{}, map[*T]bool{}
+	for v := range seq {
+		if !seen[v] {
+			seen[v] = true
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // HoldsAddresses reports whether the addresses of a task are taken, so that
