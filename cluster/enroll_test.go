@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -279,7 +280,7 @@ func TestJoinRefused(t *testing.T) {
 		{"bad address", worker, func(h *host) { h.self.Address = "nowhere" }, spec.ErrInvalid, `this host advertises the address "nowhere", at which nobody can reach it: give it one with --advertise`},
 		{"any address", worker, func(h *host) { h.self.Address = "0.0.0.0:4477" }, spec.ErrInvalid, "at which nobody can reach it"},
 		{"port 0", worker, func(h *host) { h.self.Address = "127.0.0.1:0" }, spec.ErrInvalid, "at which nobody can reach it"},
-		{"an old manager", manager, func(h *host) { h.self.Format = 1 }, spec.ErrInvalid, "this host runs wherry v1, which knows the format 1 of the state, and the cluster uses 2: upgrade wherry on this host"},
+		{"an old manager", manager, func(h *host) { h.self.Format = 1 }, spec.ErrInvalid, fmt.Sprintf("this host runs wherry v1, which knows the format 1 of the state, and the cluster uses %d: upgrade wherry on this host", store.Format)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o.limit = &limiter{}

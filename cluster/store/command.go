@@ -21,7 +21,16 @@ import (
 //	2  SetRole, RemoveNode, SetAuthority; keys, SetNode.StopPinned and
 //	   Node.DownSince; what managers tell of themselves in NodeInfo; exclusive
 //	   services
-const Format = 2
+//	3  virtual addresses: ServiceChange.VIPs and Service.VIPs,
+//	   ServiceSpec.EndpointMode; NodeInfo.MTU
+const Format = 3
+
+const (
+	// VIPFormat is the first format in which services have virtual addresses.
+	VIPFormat = 3
+	// MTUFormat is the first format in which nodes tell their MTU.
+	MTUFormat = 3
+)
 
 // Command is one entry of the log: an envelope with exactly one body that is
 // not nil. The store keeps parts of what a command points to, so a command
@@ -257,19 +266,23 @@ func (c *Command) user() bool {
 // because an older manager stops when it finds the entry in its log.
 func (c *Command) NeedsFormat() int {
 	switch {
+	case c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return s.EndpointMode != "" }),
+		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return p.Service != nil && p.Service.VIPs != nil }),
+		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool { return r.Info != nil && r.Info.MTU != 0 }):
+		return 3
 	case c.SetRole != nil, c.RemoveNode != nil, c.SetAuthority != nil,
 		c.PutNode != nil && (c.PutNode.Key != "" || c.PutNode.Role == ""),
 		c.SetNode != nil && c.SetNode.StopPinned,
-		c.PutStack != nil && exclusive(&c.PutStack.Stack),
+		c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return s.Template.Exclusive }),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, tellsOfCluster):
 		return 2
 	}
 	return 1
 }
 
-func exclusive(s *spec.Stack) bool {
+func anyService(s *spec.Stack, is func(*spec.ServiceSpec) bool) bool {
 	for _, svc := range s.Services { // any order gives the same answer
-		if svc.Template.Exclusive {
+		if is(&svc) {
 			return true
 		}
 	}

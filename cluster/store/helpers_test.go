@@ -203,6 +203,15 @@ func (h *harness) report(node spec.NodeID, id spec.TaskID, state spec.TaskState)
 	}}}})
 }
 
+// vips is a part that gives the service web of a stack these virtual addresses,
+// and no others.
+func vips(stack string, list ...spec.ServiceVIP) spec.Part {
+	if list == nil {
+		list = []spec.ServiceVIP{}
+	}
+	return spec.Part{Service: &spec.ServiceChange{Stack: stack, Name: "web", VIPs: &list}}
+}
+
 // kinds lists the kinds of all events.
 func (h *harness) kinds() string {
 	events, _ := h.s.Snapshot().Events(0, 0)

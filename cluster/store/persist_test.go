@@ -22,7 +22,7 @@ func history(t *testing.T) *harness {
 	h.must(Command{PutContent: &PutContent{ID: "hmac:02", Size: 9, Data: []byte("half")}})
 	s := web("shop", 8080)
 	s.Volumes["seeded"] = spec.VolumeSpec{Seed: "hmac:01", Labels: map[string]string{"b": "2", "a": "<&>"}}
-	s.Services["all"] = spec.ServiceSpec{Mode: spec.Global, Template: spec.Template{Image: "docker.io/library/busybox:1", Command: []string{}, StopGrace: spec.Duration(10e9)}}
+	s.Services["all"] = spec.ServiceSpec{Mode: spec.Global, EndpointMode: spec.EndpointDNSRR, Template: spec.Template{Image: "docker.io/library/busybox:1", Command: []string{}, StopGrace: spec.Duration(10e9)}}
 	put := putStack(s)
 	put.RequestID, put.PutStack.Message = "r1", "second, with \"quotes\" and ünïcode"
 	h.must(put)
@@ -30,11 +30,12 @@ func history(t *testing.T) *harness {
 	h.mustPart(spec.Part{
 		Homes:   []spec.VolumeHome{{Name: "shop_data", Node: "n1"}},
 		Volumes: []spec.Volume{{Stack: "shop", Name: "anon", Anonymous: true, Service: "web", Slot: "1", Homes: []spec.NodeID{"n2"}}},
-		Service: &spec.ServiceChange{Stack: "shop", Name: "web", Update: &spec.UpdateStatus{State: spec.UpdateCompleted, Since: start}},
+		Service: &spec.ServiceChange{Stack: "shop", Name: "web", Update: &spec.UpdateStatus{State: spec.UpdateCompleted, Since: start},
+			VIPs: &[]spec.ServiceVIP{{Network: h.s.Snapshot().NetworkNamed("shop_default").ID, Address: "10.1.0.9"}}},
 	})
 	a := h.running("n1", 1, "10.1.0.2/24")
 	h.running("n2", 2, "10.1.0.3/24")
-	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Arch: "amd64"}, Tasks: []spec.TaskReport{{
+	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Arch: "amd64", MTU: 1450}, Tasks: []spec.TaskReport{{
 		Task: a, Status: spec.TaskStatus{State: spec.TaskFailed, Attempts: []spec.Attempt{{Number: 1, Ended: start, ExitCode: 137, LastLog: []string{"bye"}}}},
 	}}}}}})
 	h.must(Command{SetNode: &SetNode{ID: "n2", Availability: ptr(spec.NodePaused), Labels: map[string]*string{"disk": ptr("ssd")}}})
@@ -76,7 +77,8 @@ func TestGoldenSnapshots(t *testing.T) {
 			}
 			n := s.Snapshot()
 			if n.ClusterID() != "c1" || n.Index() == 0 || n.Stack("shop").Revision != 2 || len(n.Tasks()) != 2 || n.Format() != format ||
-				n.Task(n.TasksOn("n1")[0].ID).Status.Attempts[0].ExitCode != 137 || (n.Authority() != nil) != (format >= 2) {
+				n.Task(n.TasksOn("n1")[0].ID).Status.Attempts[0].ExitCode != 137 || (n.Authority() != nil) != (format >= 2) ||
+				len(n.Service("shop", "web").VIPs) != max(0, format-2) || n.Node("n1").Info.MTU != 1450*max(0, format-2) {
 				t.Errorf("the state was read wrongly:\n%s", dump(t, n))
 			}
 			if d := cmp.Diff(string(golden), dump(t, n)); d != "" {
@@ -92,6 +94,7 @@ func TestGoldenSnapshots(t *testing.T) {
 			h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: n.Incarnation(), Format: Format}})
 			h.must(Command{SetNodeState: &SetNodeState{ID: "n2", State: spec.NodeReady}})
 			h.must(Command{SetRole: &SetRole{ID: "n2", Role: spec.RoleManager}})
+			h.mustPart(vips("more", spec.ServiceVIP{Network: h.s.Snapshot().NetworkNamed("more_default").ID, Address: "10.2.0.9"}))
 			again := newStore(true)
 			if err := again.Restore(strings.NewReader(dump(t, s.Snapshot()))); err != nil {
 				t.Errorf("the raised state does not load: %v", err)
@@ -122,6 +125,11 @@ func TestFormatRatchet(t *testing.T) {
 		putStack(exclusive),
 		told("n1", 2),
 	}
+	newest := []Command{
+		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.EndpointMode = spec.EndpointDNSRR })),
+		{ApplyPlan: &ApplyPlan{Parts: []spec.Part{vips("shop")}}},
+		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 3, MTU: 1450}}}}},
+	}
 	for _, c := range newer {
 		if got := c.NeedsFormat(); got != 2 {
 			t.Errorf("%s needs format %d", c.Kind(), got)
@@ -131,6 +139,16 @@ func TestFormatRatchet(t *testing.T) {
 		}
 		h.refuse(c, spec.ErrConflict, "needs format 2", "upgrade")
 	}
+	needs3 := func() {
+		t.Helper()
+		for _, c := range newest {
+			if b, err := Encode(c); err != nil || b[0] != 3 || c.NeedsFormat() != 3 {
+				t.Errorf("%s is written in format %d, %v", c.Kind(), b[0], err)
+			}
+			h.refuse(c, spec.ErrConflict, "needs format 3", "upgrade")
+		}
+	}
+	needs3()
 	for _, c := range []Command{putStack(web("shop", 80)), told("n1", 0), {PutNode: &PutNode{ID: "n1", Name: "alpha", Role: spec.RoleManager}}} {
 		if b, err := Encode(c); err != nil || b[0] != 1 {
 			t.Errorf("%s is written in format %d, %v", c.Kind(), b[0], err)
@@ -151,8 +169,19 @@ func TestFormatRatchet(t *testing.T) {
 	for _, c := range newer[2:6] {
 		h.must(c)
 	}
-	if got := dump(t, h.s.Snapshot())[0]; got != 2 {
-		t.Errorf("a state of format 2 is written as format %d", got)
+	needs3()
+	state = dump(t, h.s.Snapshot())
+	for _, word := range []string{`"vips"`, `"endpoint_mode"`, `"mtu"`} {
+		if state[0] != 2 || strings.Contains(state, word) {
+			t.Errorf("a state of format 2 is written as format %d, with %s: %t", state[0], word, strings.Contains(state, word))
+		}
+	}
+	h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: 3}})
+	for _, c := range newest {
+		h.must(c)
+	}
+	if got := dump(t, h.s.Snapshot())[0]; got != 3 {
+		t.Errorf("a state of format 3 is written as format %d", got)
 	}
 }
 
@@ -210,11 +239,11 @@ func TestRestoreRefuses(t *testing.T) {
 	for name, bad := range map[string]string{
 		"empty":         "",
 		"format 0":      "\x00" + state[1:],
-		"newer format":  "\x03" + strings.Replace(state[1:], `"format":2`, `"format":3`, 1),
+		"newer format":  "\x04" + strings.Replace(state[1:], `"format":3`, `"format":4`, 1),
 		"older format":  "\x01" + state[1:],
-		"newer table":   "\x01" + strings.Replace(state[1:], `"format":2`, `"format":1`, 1),
-		"state format":  swap(`"format":2`, `"format":1`),
-		"no format":     swap(`"format":2`, `"format":0`),
+		"newer table":   "\x01" + strings.Replace(state[1:], `"format":3`, `"format":1`, 1),
+		"state format":  swap(`"format":3`, `"format":1`),
+		"no format":     swap(`"format":3`, `"format":0`),
 		"cut":           state[:len(state)/2],
 		"line missing":  strings.Join(lines[:len(lines)-2], ""),
 		"row missing":   strings.Join(append(append([]string{}, lines[:2]...), lines[3:]...), ""),

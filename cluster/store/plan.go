@@ -208,13 +208,50 @@ func (w *part) changeService(p *spec.Part) error {
 		next.Update = *c.Update
 	}
 	next.Version = w.index
+	if c.Ports != nil {
+		next.Ports = c.Ports
+	}
+	if c.VIPs != nil {
+		next.VIPs = *c.VIPs
+		if len(next.VIPs) == 0 {
+			next.VIPs = nil // one form of "none"
+		}
+	}
+	put(w.reducer, &w.services, next)
+	if c.VIPs != nil {
+		if err := w.checkVIPs(&next); err != nil {
+			return err
+		}
+	}
 	if c.Ports == nil {
-		put(w.reducer, &w.services, next)
 		return nil
 	}
-	next.Ports = c.Ports
-	put(w.reducer, &w.services, next)
 	return w.checkPorts(&next)
+}
+
+// checkVIPs refuses virtual addresses that are none, two of one service on a
+// network, and any that a task or another service holds.
+func (w *part) checkVIPs(s *spec.Service) error {
+	on := map[spec.NetworkID]bool{}
+	for i := range s.VIPs {
+		v := &s.VIPs[i]
+		n := w.networks.get(w.txn, idKey(v.Network))
+		switch {
+		case n == nil:
+			return spec.Conflictf("there is no network %q for service %s", v.Network, s.Key())
+		case on[v.Network]:
+			return spec.Invalidf("service %s has two virtual addresses on network %s", s.Key(), n.Name)
+		}
+		on[v.Network] = true
+		value := vipValue(v)
+		if value == nil {
+			return spec.Invalidf("network %s: %q is no address without a prefix length", n.Name, v.Address)
+		}
+		if err := w.checkFree(n, v.Address, value, "", s.Key()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *part) dropNetworks(p *spec.Part) error {
@@ -230,6 +267,9 @@ func (w *part) dropNetworks(p *spec.Part) error {
 			if w.holdsAddress(w.txn, t) {
 				return spec.Conflictf("network %s has task %s", n.Name, w.taskName(t))
 			}
+		}
+		for s := range w.services.with(w.txn, byVIP, idKey(id)) {
+			return spec.Conflictf("network %s has a virtual address of service %s", n.Name, s.Key())
 		}
 		drop(w.reducer, &w.networks, n)
 	}

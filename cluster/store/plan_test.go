@@ -363,6 +363,56 @@ func TestServiceChange(t *testing.T) {
 	}
 }
 
+// Virtual addresses and those of tasks are one space.
+func TestVIPs(t *testing.T) {
+	h := planned(t)
+	net := h.s.Snapshot().NetworkNamed("shop_default").ID
+	at := func(ip string) spec.ServiceVIP { return spec.ServiceVIP{Network: net, Address: ip} }
+	h.running("n2", 1, "10.1.0.2/24")
+	for _, bad := range []struct {
+		list  []spec.ServiceVIP
+		class error
+		want  string
+	}{
+		{[]spec.ServiceVIP{at("10.1.0.2")}, spec.ErrConflict, "address 10.1.0.2 on network shop_default is held by task shop.web.1"},
+		{[]spec.ServiceVIP{at("10.1.0.9/24")}, spec.ErrInvalid, "without a prefix length"},
+		{[]spec.ServiceVIP{at("")}, spec.ErrInvalid, "no address"},
+		{[]spec.ServiceVIP{at("10.1.0.8"), at("10.1.0.9")}, spec.ErrInvalid, "two virtual addresses"},
+		{[]spec.ServiceVIP{{Network: "1-999", Address: "10.1.0.9"}}, spec.ErrConflict, "no network"},
+	} {
+		wantError(t, h.part(vips("shop", bad.list...)), bad.class, bad.want)
+	}
+	h.mustPart(vips("shop", at("10.1.0.9")))
+	n := h.s.Snapshot()
+	if got := n.ServicesAt(net); len(got) != 1 || got[0].Key() != "shop/web" || got[0].VIPs[0] != at("10.1.0.9") || got[0].Version != h.index {
+		t.Errorf("%+v", got)
+	}
+	wantError(t, h.part(spec.Part{Create: []spec.Task{h.task("n1", 2, "10.1.0.9/24")}}), spec.ErrConflict, "is the virtual one of service shop/web")
+	h.mustPart(vips("shop", at("10.1.0.9"))) // its own is no obstacle
+	// A user's write and other changes leave it.
+	h.must(putStack(edit(web("shop", 8080), "web", func(s *spec.ServiceSpec) { s.Template.User = "x" })))
+	h.mustPart(spec.Part{Service: &spec.ServiceChange{Stack: "shop", Name: "web", Update: &spec.UpdateStatus{State: spec.UpdateUpdating}}})
+	if got := h.s.Snapshot().Service("shop", "web").VIPs; len(got) != 1 {
+		t.Errorf("the addresses are %v", got)
+	}
+	// Another service of another stack on the same network.
+	other := web("blog", 81)
+	other.Networks["default"] = spec.NetworkSpec{External: true, Name: "shop_default"}
+	h.must(putStack(other))
+	wantError(t, h.part(vips("blog", at("10.1.0.9"))), spec.ErrConflict, "is the virtual one of service shop/web")
+	h.mustPart(vips("shop"))
+	h.mustPart(vips("blog", at("10.1.0.9")))
+	// A network is not removed under a virtual address.
+	h.must(Command{RemoveStack: &RemoveStack{Name: "shop"}})
+	for _, task := range h.s.Snapshot().Tasks() {
+		h.report("n2", task.ID, spec.TaskStopped)
+	}
+	drop := spec.Part{RemoveNetworks: []spec.NetworkID{net}}
+	wantError(t, h.part(drop), spec.ErrConflict, "has a virtual address of service blog/web")
+	h.must(Command{RemoveStack: &RemoveStack{Name: "blog"}})
+	h.mustPart(drop)
+}
+
 func TestReaping(t *testing.T) {
 	h := planned(t)
 	h.must(Command{PutContent: &PutContent{ID: "old", Size: 1, Data: []byte("x")}})

@@ -54,7 +54,7 @@ func (g *generator) command(step int) Command {
 	}
 	switch k := g.IntN(100); {
 	case k < 2:
-		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: g.n.Incarnation() + g.Uint64N(2), Format: pick(g, 0, 1, 2)}
+		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: g.n.Incarnation() + g.Uint64N(2), Format: pick(g, 0, 1, 2, 3)}
 	case k < 22:
 		c.PutStack = g.putStack()
 	case k < 27:
@@ -180,6 +180,9 @@ func (g *generator) part() spec.Part {
 	}
 	if svc != nil && g.maybe(20) {
 		p.Service = &spec.ServiceChange{Stack: svc.Stack, Name: svc.Name, Update: &spec.UpdateStatus{State: spec.UpdateUpdating}}
+		if net != nil && g.maybe(50) {
+			p.Service.VIPs = &[]spec.ServiceVIP{{Network: net.ID, Address: fmt.Sprintf("10.1.0.%d", g.IntN(12))}}
+		}
 		for _, port := range svc.Spec.Ports {
 			if port.Published == 0 {
 				port.Published = uint16(g.IntN(8))
@@ -205,7 +208,7 @@ func (g *generator) part() spec.Part {
 func (g *generator) report() spec.Report {
 	r := spec.Report{Node: g.node()}
 	if g.maybe(10) {
-		r.Info = &spec.NodeInfo{OS: "linux", Memory: int64(g.IntN(3))}
+		r.Info = &spec.NodeInfo{OS: "linux", Memory: int64(g.IntN(3)), MTU: pick(g, 0, 0, 0, 1500)}
 	}
 	if g.maybe(10) {
 		ports := make([]spec.PortStatus, g.IntN(3))
@@ -351,6 +354,16 @@ func checkInvariants(t *testing.T, old, n *Snapshot) {
 	}
 	ports := map[string]string{}
 	for _, s := range n.Services() {
+		for _, v := range s.VIPs {
+			if n.Network(v.Network) == nil || n.Format() < 3 {
+				t.Errorf("service %s has %+v in format %d", s.Key(), v, n.Format())
+			}
+			key := string(v.Network) + v.Address + "/24"
+			if other := held[key]; other != "" {
+				t.Errorf("service %s and %s have address %s", s.Key(), other, key)
+			}
+			held[key] = spec.TaskID(s.Key())
+		}
 		if n.Stack(s.Stack) == nil || n.Revision(s.Revision) == nil || spec.HashTemplate(s.Stack, s.Name, &s.Spec.Template) != s.Revision {
 			t.Errorf("service %s stands on nothing", s.Key())
 		}

@@ -193,7 +193,7 @@ func (w *part) checkNode(t *spec.Task) error {
 	return nil
 }
 
-// checkAddresses refuses an address that another task holds.
+// checkAddresses refuses an address that another task or a service holds.
 func (w *part) checkAddresses(t *spec.Task) error {
 	for _, a := range t.Addresses {
 		n := w.networks.get(w.txn, idKey(a.Network))
@@ -204,10 +204,24 @@ func (w *part) checkAddresses(t *spec.Task) error {
 		if value == nil {
 			return spec.Invalidf("network %s: %q is no address with a prefix length", n.Name, a.IP)
 		}
-		for other := range w.tasks.with(w.txn, byAddress, value) {
-			if other.ID != t.ID && w.holdsAddress(w.txn, other) {
-				return spec.Conflictf("address %s on network %s is held by task %s", a.IP, n.Name, w.taskName(other))
-			}
+		if err := w.checkFree(n, a.IP, value, t.ID, ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkFree refuses an address on a network that any but the task, or the
+// service with the key, holds. value is its place in the indexes.
+func (w *part) checkFree(n *spec.Network, ip string, value []byte, task spec.TaskID, service string) error {
+	for other := range w.tasks.with(w.txn, byAddress, value) {
+		if other.ID != task && w.holdsAddress(w.txn, other) {
+			return spec.Conflictf("address %s on network %s is held by task %s", ip, n.Name, w.taskName(other))
+		}
+	}
+	for other := range w.services.with(w.txn, byVIP, value) {
+		if other.Key() != service {
+			return spec.Conflictf("address %s on network %s is the virtual one of service %s", ip, n.Name, other.Key())
 		}
 	}
 	return nil
