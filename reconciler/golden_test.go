@@ -35,6 +35,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //	drain|pause|activate|down|up NODE
 //	drain NODE stop-pinned | remove NODE [force] | leftovers NODE
 //	forget VOLUME…
+//	format N                    from now on; in the first line instead of the newest
 //	lead                        a new leader begins to lead now
 //	wait DURATION
 //	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | tasks
@@ -49,7 +50,7 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c := newCluster(t)
+			c := emptyCluster(t)
 			want := -1
 			script := ""
 			for i, f := range ar.Files {
@@ -61,6 +62,9 @@ func TestGolden(t *testing.T) {
 				default:
 					c.files[f.Name] = f.Data
 				}
+			}
+			if !strings.HasPrefix(script, "format ") {
+				c.format(store.Format)
 			}
 			for _, line := range strings.Split(strings.TrimSpace(script), "\n") {
 				c.do(line)
@@ -98,9 +102,18 @@ type cluster struct {
 }
 
 func newCluster(t testing.TB) *cluster {
-	c := &cluster{t: t, store: store.New(), now: time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC), files: map[string][]byte{}}
-	c.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "test", Incarnation: 1, Format: store.Format}})
+	c := emptyCluster(t)
+	c.format(store.Format)
 	return c
+}
+
+// emptyCluster has no state yet, in whatever format.
+func emptyCluster(t testing.TB) *cluster {
+	return &cluster{t: t, store: store.New(), now: time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC), files: map[string][]byte{}}
+}
+
+func (c *cluster) format(n int) {
+	c.must(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "test", Incarnation: 1, Format: n}})
 }
 
 func (c *cluster) printf(format string, args ...any) { fmt.Fprintf(&c.out, format, args...) }
@@ -170,6 +183,9 @@ func (c *cluster) do(line string) {
 	switch f[0] {
 	case "node":
 		c.addNode(f[1], f[2:]...)
+	case "format":
+		n, _ := strconv.Atoi(f[1])
+		c.format(n)
 	case "put", "rm", "scale":
 		if res := c.apply(c.write(f)); res.Err != nil {
 			c.printf("error: %v\n", res.Err)
@@ -393,6 +409,9 @@ func (c *cluster) printPlan(p *spec.Plan) {
 			for _, port := range s.Ports {
 				c.printf("  port %d for %d/%s %s\n", port.Published, port.Target, port.Protocol, port.Mode)
 			}
+			if s.VIPs != nil {
+				c.printf("  vips %s\n", vipLine(*s.VIPs))
+			}
 			if s.Update != nil {
 				c.printf("  update %s %s\n", s.Update.State, s.Update.Message)
 			}
@@ -405,6 +424,14 @@ func (c *cluster) printPlan(p *spec.Plan) {
 	if !p.Next.IsZero() {
 		c.printf("next %s\n", p.Next.Format("15:04:05.000"))
 	}
+}
+
+func vipLine(vips []spec.ServiceVIP) string {
+	s := make([]string, 0, len(vips))
+	for _, v := range vips {
+		s = append(s, v.Address+" on "+string(v.Network))
+	}
+	return "[" + strings.Join(s, ", ") + "]"
 }
 
 func removals(p *spec.Part) string {

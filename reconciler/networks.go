@@ -118,6 +118,9 @@ func (p *planner) addresses(n *spec.Network) *ipam.Range {
 	}
 	subnet, _ := subnetOf(n)
 	r := ipam.NewRange(n.Name, subnet)
+	for _, ip := range p.vipsOn[n.ID] {
+		r.Hold(ip) // before the tasks: the search goes on behind the newest of these
+	}
 	for _, t := range p.byNet[n.ID] {
 		for _, a := range t.Addresses {
 			ip, ok := ipOf(a)

@@ -2,6 +2,7 @@ package reconciler
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -49,6 +50,7 @@ type planner struct {
 	troubles map[spec.NetworkID]string
 	ranges   map[spec.NetworkID]*ipam.Range
 	byNet    map[spec.NetworkID][]*spec.Task // tasks with an address, by ID
+	vipsOn   map[spec.NetworkID][]netip.Addr // virtual addresses of services
 	// homes of volumes by name, those of this plan included.
 	homes     map[string][]spec.NodeID
 	stackRevs map[string][]*spec.StackRevision // kept ones by stack, as far as asked for
@@ -72,6 +74,7 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 		troubles:  map[spec.NetworkID]string{},
 		ranges:    map[spec.NetworkID]*ipam.Range{},
 		byNet:     map[spec.NetworkID][]*spec.Task{},
+		vipsOn:    map[spec.NetworkID][]netip.Addr{},
 		homes:     map[string][]spec.NodeID{},
 		touched:   map[spec.Read]bool{},
 		stackRevs: map[string][]*spec.StackRevision{},
@@ -88,6 +91,13 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 			p.board.Book(p.booking(t))
 		}
 	}
+	for _, svc := range p.services {
+		for _, v := range svc.VIPs {
+			if ip, err := netip.ParseAddr(v.Address); err == nil {
+				p.vipsOn[v.Network] = append(p.vipsOn[v.Network], ip)
+			}
+		}
+	}
 	for name, v := range p.volumes {
 		p.homes[name] = v.Homes
 	}
@@ -101,6 +111,7 @@ func (p *planner) run() spec.Plan {
 	for _, svc := range p.inOrder() {
 		p.service(svc, ports[svc.Key()])
 	}
+	p.settleVIPs()
 	p.endGoneServices()
 	p.reapNetworks()
 	p.reapRevisions()
@@ -154,10 +165,7 @@ func (p *planner) emit(part spec.Part) {
 	if partEmpty(&part) {
 		return
 	}
-	slices.SortFunc(part.Reads, func(a, b spec.Read) int {
-		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Key, b.Key))
-	})
-	part.Reads = slices.Compact(part.Reads)
+	sortReads(&part)
 	for i := range part.Networks {
 		p.touched[spec.Read{Kind: spec.KindNetwork, Key: string(part.Networks[i].ID)}] = true
 	}
@@ -168,6 +176,30 @@ func (p *planner) emit(part spec.Part) {
 		p.touched[spec.Read{Kind: spec.KindVolume, Key: h.Name}] = true
 	}
 	p.plan.Parts = append(p.plan.Parts, part)
+}
+
+func sortReads(part *spec.Part) {
+	slices.SortFunc(part.Reads, func(a, b spec.Read) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Key, b.Key))
+	})
+	part.Reads = slices.Compact(part.Reads)
+}
+
+// serviceRead is the ground of a part of a service.
+func serviceRead(svc *spec.Service) spec.Read {
+	return spec.Read{Kind: spec.KindService, Key: svc.Key(), Version: svc.Version}
+}
+
+// partOf returns the part of a service, which is made when there is none yet:
+// two parts of one plan cannot stand on one version when the first moves it.
+func (p *planner) partOf(svc *spec.Service) *spec.Part {
+	key := "service " + svc.Key()
+	i := slices.IndexFunc(p.plan.Parts, func(part spec.Part) bool { return part.Key == key })
+	if i < 0 {
+		i = len(p.plan.Parts)
+		p.plan.Parts = append(p.plan.Parts, spec.Part{Key: key, Reads: []spec.Read{serviceRead(svc)}})
+	}
+	return &p.plan.Parts[i]
 }
 
 func partEmpty(p *spec.Part) bool {

@@ -178,7 +178,7 @@ func TestLostTaskKeepsItsAddress(t *testing.T) {
 	c := newCluster(t)
 	c.addNode("n1")
 	c.addNode("n2")
-	c.files["s"] = []byte(`{"name": "shop", "networks": {"default": {"driver": "overlay", "subnet": "10.50.0.0/29"}}, "services": {"web": {"mode": "replicated", "replicas": 2,
+	c.files["s"] = []byte(`{"name": "shop", "networks": {"default": {"driver": "overlay", "subnet": "10.50.0.0/29"}}, "services": {"web": {"mode": "replicated", "replicas": 2, "endpoint_mode": "dnsrr",
 		"template": {"image": "w", "restart": {"condition": "any"}, "networks": [{"network": "default"}]}}}}`)
 	c.do("put s")
 	c.settle()

@@ -46,6 +46,7 @@ type ServiceStatus struct {
 	Message string            `json:"message,omitempty"`
 	Update  spec.UpdateStatus `json:"update"`
 	Ports   []spec.Port       `json:"ports,omitempty"`
+	VIPs    []spec.ServiceVIP `json:"vips,omitempty"`
 }
 
 // Status returns where a stack stands; ok is false when there is no such
@@ -61,6 +62,7 @@ func Status(s *store.Snapshot, stack string, now time.Time) (st StackStatus, ok 
 	for _, svc := range s.ServicesOf(stack) {
 		one := p.status(svc)
 		p.judgePorts(svc, &one)
+		one.Message = cmp.Or(one.Message, p.whyNoVIP(svc)) // it works all the same
 		st.Services = append(st.Services, one)
 		st.State = worse(st.State, one.State)
 		want += one.Desired
@@ -102,7 +104,7 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 	s.sortTasks()
 	out := ServiceStatus{
 		ID: svc.ID, Name: svc.Name, Stack: svc.Stack, Mode: svc.Spec.Mode, Image: s.tmpl.Image,
-		Update: svc.Update, Ports: ports,
+		Update: svc.Update, Ports: ports, VIPs: svc.VIPs,
 	}
 	worst := trouble{}
 	for _, pl := range s.places {

@@ -10,8 +10,9 @@ import (
 type Range struct {
 	name   string
 	prefix netip.Prefix
-	// held addresses belong to tasks that are not over; rested ones to tasks
-	// that are, and are taken again only when no other is left.
+	// held addresses belong to tasks that are not over, or are the virtual ones
+	// of services; rested ones belong to tasks that are over, and are taken again
+	// only when no other is left.
 	held, rested map[netip.Addr]bool
 	// next is where the search begins: behind the newest address.
 	next netip.Addr
@@ -29,13 +30,19 @@ func NewRange(name string, subnet netip.Prefix) *Range {
 	}
 }
 
-// Hold notes that a task which is not over has the address. Tasks must be told
-// from the oldest to the newest, with Rest for those that are over: the search
-// goes on behind the newest.
+// Hold notes that a task which is not over, or a service, has the address. Tasks
+// must be told after services, from the oldest to the newest, with Rest for those
+// that are over: the search goes on behind the newest.
 func (r *Range) Hold(a netip.Addr) { r.note(a, r.held) }
 
 // Rest notes that a task which is over, but still known, had the address.
 func (r *Range) Rest(a netip.Addr) { r.note(a, r.rested) }
+
+// Has reports whether the network has the address and may hand it out, whoever
+// holds it.
+func (r *Range) Has(a netip.Addr) bool {
+	return !a.Less(Gateway(r.prefix).Next()) && !lastOf(r.prefix).Less(a)
+}
 
 func (r *Range) note(a netip.Addr, in map[netip.Addr]bool) {
 	if r.prefix.Contains(a) {
