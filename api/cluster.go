@@ -74,6 +74,9 @@ type Peer struct {
 // session.
 type ClusterInfo struct {
 	ClusterID string `json:"cluster_id"`
+	// Format of the state; it only grows. What a node tells of itself and a later
+	// format brought is not taken before; 0 is that of a manager that does not say.
+	Format int `json:"format,omitempty"`
 	// Role that the node has, or shall take.
 	Role     spec.NodeRole `json:"role"`
 	Managers []Peer        `json:"managers"`

@@ -127,6 +127,14 @@ type ServiceInfo struct {
 	Message  string            `json:"message,omitempty"`
 	Update   spec.UpdateStatus `json:"update"`
 	Ports    []spec.Port       `json:"ports,omitempty"`
+	// VIPs of the service, one for each network on which it has one.
+	VIPs []VIP `json:"vips,omitempty"`
+}
+
+// VIP is the virtual address of a service on a network.
+type VIP struct {
+	Network string `json:"network"` // cluster-wide name
+	Address string `json:"address"` // without prefix length
 }
 
 // ServiceDetail is the answer of "service.get".

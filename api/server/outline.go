@@ -112,7 +112,7 @@ func alike(a, b *spec.Task) bool {
 // phase is what documents tell apart of the states of tasks.
 func phase(t *spec.Task) string {
 	switch s := t.Status.State; {
-	case s == spec.TaskPending, s == spec.TaskRunning:
+	case s == spec.TaskPending, s == spec.TaskRunning, s == spec.TaskLost: // what is lost still counts for the MTU
 		return string(s)
 	case s.Terminal():
 		return "over"
@@ -125,6 +125,7 @@ func phase(t *spec.Task) string {
 // ordinary reports.
 type common struct {
 	id        string
+	format    int
 	authority *spec.Authority
 	members   []member
 	stacks    []*spec.StackRow
@@ -139,18 +140,19 @@ type member struct {
 	role   spec.NodeRole
 	state  spec.NodeState
 	number uint32
+	mtu    int
 }
 
 func commonOf(s *store.Snapshot) common {
-	c := common{id: s.ClusterID(), authority: s.Authority(), stacks: s.Stacks(), services: s.Services(), networks: s.Networks(), volumes: s.Volumes()}
+	c := common{id: s.ClusterID(), format: s.Format(), authority: s.Authority(), stacks: s.Stacks(), services: s.Services(), networks: s.Networks(), volumes: s.Volumes()}
 	for _, n := range s.Nodes() {
-		c.members = append(c.members, member{peerOf(n), n.Role, n.State, n.Number})
+		c.members = append(c.members, member{peerOf(n), n.Role, n.State, n.Number, n.Info.MTU})
 	}
 	return c
 }
 
 func (c *common) same(d *common) bool {
-	return c.id == d.id && c.authority == d.authority && slices.Equal(c.members, d.members) && slices.Equal(c.stacks, d.stacks) &&
+	return c.id == d.id && c.format == d.format && c.authority == d.authority && slices.Equal(c.members, d.members) && slices.Equal(c.stacks, d.stacks) &&
 		slices.Equal(c.services, d.services) && slices.Equal(c.networks, d.networks) && slices.Equal(c.volumes, d.volumes)
 }
 

@@ -50,13 +50,21 @@ func (c *crowd) apply(cmd store.Command) store.Result {
 	return c.store.Apply(c.index, cmd)
 }
 
-// put writes a stack of one service, on a network of its own and one port.
+// put writes a stack of one service, on a network of its own and one port. Some
+// have networks that are local to each host, or no virtual address.
 func (c *crowd) put(name string, replicas int, port uint16, volume bool) {
 	svc := spec.ServiceSpec{Mode: spec.Replicated, Replicas: &replicas,
 		Template: spec.Template{Image: "nginx@sha256:aa", Networks: []spec.Attachment{{Network: "default", Aliases: []string{"alias-" + name}}}, StopGrace: spec.Duration(time.Second),
 			Restart: spec.Restart{Condition: spec.RestartAny}},
 		Ports: []spec.Port{{Published: port, Target: 80, Protocol: "tcp", Mode: spec.PublishIngress}}}
-	st := spec.Stack{Name: name, Networks: map[string]spec.NetworkSpec{"default": {Driver: spec.DriverOverlay}}, Services: map[string]spec.ServiceSpec{"web": svc}}
+	driver := spec.DriverOverlay
+	switch name {
+	case "s1":
+		driver = spec.DriverBridge
+	case "s2":
+		svc.EndpointMode = spec.EndpointDNSRR
+	}
+	st := spec.Stack{Name: name, Networks: map[string]spec.NetworkSpec{"default": {Driver: driver}}, Services: map[string]spec.ServiceSpec{"web": svc}}
 	if volume {
 		svc.Template.Mounts = []spec.Mount{{Type: spec.MountVolume, Source: "data", Target: "/data"}}
 		st.Services["web"], st.Volumes = svc, map[string]spec.VolumeSpec{"data": {}}
@@ -142,7 +150,7 @@ func TestOutline(t *testing.T) {
 					c.join(node, fmt.Sprintf("10.0.0.%d:4477", rng.IntN(3)))
 				}
 			case 6:
-				c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: c.nodes[node], Info: &spec.NodeInfo{OS: fmt.Sprint(c.index)}}}}})
+				c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: c.nodes[node], Info: &spec.NodeInfo{OS: fmt.Sprint(c.index), MTU: 1400 + 100*rng.IntN(3)}}}}})
 			case 7:
 				for _, v := range c.store.Snapshot().Volumes() {
 					c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: c.nodes[node], VolumesRemoved: []spec.VolumeID{v.ID}}}}})
@@ -236,12 +244,20 @@ func TestOutlineIdle(t *testing.T) {
 		{"a content", func() {
 			c.apply(store.Command{PutContent: &store.PutContent{ID: "hmac:1", Size: 1, Data: []byte("x")}})
 		}, false},
+		{"a task of its network elsewhere is on its way", func() { c.report(other, spec.TaskStatus{State: spec.TaskPreparing}) }, false},
 		{"a task of its network elsewhere runs", func() { c.report(other, running) }, true},
 		{"the same with another PID", func() { c.report(other, spec.TaskStatus{State: spec.TaskRunning, PID: 2}) }, false},
 		{"the same is unwell", func() {
 			c.report(other, spec.TaskStatus{State: spec.TaskRunning, Health: spec.HealthUnhealthy})
 		}, true},
 		{"its own task ended", func() { c.report(a, spec.TaskStatus{State: spec.TaskFailed}) }, true},
+		{"another node tells its MTU", func() {
+			c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: b.Node, Info: &spec.NodeInfo{OS: "linux", MTU: 1400}}}}})
+		}, true},
+		{"and something else", func() {
+			c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: b.Node, Info: &spec.NodeInfo{OS: "linux", MTU: 1400, Boot: "x"}}}}})
+		}, false},
+		{"another node has another address", func() { c.join(slices.Index(c.nodes, b.Node), "10.0.0.9:4477") }, true},
 		{"another node is down", func() {
 			c.apply(store.Command{SetNodeState: &store.SetNodeState{ID: b.Node, State: spec.NodeDown}})
 		}, true},
@@ -252,6 +268,50 @@ func TestOutlineIdle(t *testing.T) {
 			t.Errorf("%s: changed is %t, want %t", s.name, got, s.want)
 		}
 		turn = next
+	}
+}
+
+// TestOutlineHosts: a session is told of the ends of its networks on other
+// nodes, and of no others.
+func TestOutlineHosts(t *testing.T) {
+	c := newCrowd(t, 4)
+	for i := range c.nodes {
+		c.join(i, fmt.Sprintf("10.0.0.%d:4477", i+1))
+	}
+	c.put("a", 4, 0, false)
+	c.put("b", 2, 0, false)
+	c.settle()
+	snap := c.store.Snapshot()
+	// A node that has a task of a and none of b.
+	node := c.nodes[slices.IndexFunc(c.nodes, func(id spec.NodeID) bool {
+		return !slices.ContainsFunc(snap.TasksOf("b", "web"), func(t *spec.Task) bool { return t.Node == id })
+	})]
+	var o outline
+	look := func() (changed bool, nets []spec.HostNetwork) {
+		t.Helper()
+		_, turn := o.look(c.store)
+		_, ids := documents(t, c.store.Snapshot(), node)
+		return o.changed(node, ids, turn-1), reconciler.HostNetworks(c.store.Snapshot(), node)
+	}
+	_, nets := look()
+	if len(nets) != 1 || len(nets[0].Remote) != 3 || len(nets[0].Hosts) != 3 {
+		t.Fatalf("the node has %+v", nets)
+	}
+	end := func(stack string) *spec.Task {
+		tasks := c.store.Snapshot().TasksOf(stack, "web")
+		return tasks[slices.IndexFunc(tasks, func(t *spec.Task) bool { return t.Node != node && !t.Status.State.Terminal() })]
+	}
+	c.report(end("b"), spec.TaskStatus{State: spec.TaskComplete})
+	if changed, _ := look(); changed {
+		t.Error("told of the end of a task on a network of others")
+	}
+	c.report(end("a"), spec.TaskStatus{State: spec.TaskComplete})
+	if changed, nets := look(); !changed || len(nets[0].Remote) != 2 || len(nets[0].Hosts) != 2 {
+		t.Errorf("told: %t, and now it has %+v", changed, nets)
+	}
+	c.plan() // which puts another task in its place, and back off for b
+	if changed, nets := look(); !changed || len(nets[0].Remote) < 2 {
+		t.Errorf("told: %t, and now it has %+v", changed, nets)
 	}
 }
 

@@ -187,7 +187,7 @@ func clusterInfo(snap *store.Snapshot, node spec.NodeID) (api.ClusterInfo, bool)
 	if a == nil || n == nil {
 		return api.ClusterInfo{}, false
 	}
-	c := api.ClusterInfo{ClusterID: snap.ClusterID(), Role: n.Role, Roots: a.RootsPEM(), Signer: a.Signer}
+	c := api.ClusterInfo{ClusterID: snap.ClusterID(), Format: snap.Format(), Role: n.Role, Roots: a.RootsPEM(), Signer: a.Signer}
 	for _, n := range snap.Nodes() {
 		p := peerOf(n)
 		c.Nodes = append(c.Nodes, p)
@@ -279,6 +279,9 @@ func (s *Server) sessionReport(w http.ResponseWriter, r *http.Request) error {
 	}
 	if string(rep.Node) != r.PathValue("node") {
 		return spec.Invalidf("report of node %s in the session of node %s", rep.Node, r.PathValue("node"))
+	}
+	if rep.Info != nil && s.Store.Snapshot().Format() < store.MTUFormat {
+		rep.Info.MTU = 0 // the rest of the report must not be refused for it
 	}
 	if _, err := s.propose(r.Context(), store.Command{Reports: &store.Reports{Reports: []spec.Report{rep}}}); err != nil {
 		return err

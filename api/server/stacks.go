@@ -70,7 +70,7 @@ func (s *Server) stackStatus(w http.ResponseWriter, r *http.Request) error {
 	if st, ok := reconciler.Status(snap, name, s.Now()); ok {
 		out.State, out.Revision = st.State, st.Revision
 		for _, sv := range st.Services {
-			out.Services = append(out.Services, serviceInfo(sv))
+			out.Services = append(out.Services, serviceInfo(snap, sv))
 		}
 	}
 	for _, t := range snap.Tasks() {

@@ -13,13 +13,20 @@ import (
 	"wherry.dev/spec"
 )
 
-func serviceInfo(sv reconciler.ServiceStatus) api.ServiceInfo {
+func serviceInfo(snap *store.Snapshot, sv reconciler.ServiceStatus) api.ServiceInfo {
 	out := api.ServiceInfo{
 		ID: sv.ID, Name: sv.Name, Stack: sv.Stack, Mode: sv.Mode, Image: sv.Image,
 		Replicas: api.Replicas{Desired: sv.Desired, Running: sv.Running},
 		State:    sv.State, Message: sv.Message, Update: sv.Update, Ports: sv.Ports,
 	}
 	out.Update.State = cmp.Or(out.Update.State, spec.UpdateNone)
+	for _, v := range sv.VIPs {
+		name := string(v.Network)
+		if n := snap.Network(v.Network); n != nil {
+			name = n.Name
+		}
+		out.VIPs = append(out.VIPs, api.VIP{Network: name, Address: v.Address})
+	}
 	return out
 }
 
@@ -39,7 +46,7 @@ func (s *Server) serviceList(w http.ResponseWriter, r *http.Request) error {
 		}
 		st, _ := reconciler.Status(snap, row.Name, s.Now())
 		for _, sv := range st.Services {
-			l.Items = append(l.Items, serviceInfo(sv))
+			l.Items = append(l.Items, serviceInfo(snap, sv))
 		}
 	}
 	return writeJSON(w, l)
@@ -59,7 +66,7 @@ func (s *Server) serviceGet(w http.ResponseWriter, r *http.Request) error {
 	out := api.ServiceDetail{Revision: row.Revision, Version: row.Version, Spec: row.Spec, Tasks: []api.TaskInfo{}}
 	for _, sv := range st.Services {
 		if sv.Name == name {
-			out.ServiceInfo = serviceInfo(sv)
+			out.ServiceInfo = serviceInfo(snap, sv)
 		}
 	}
 	for _, t := range snap.TasksOf(stack, name) {

@@ -155,8 +155,12 @@ func (a *app) serviceCmd() *cobra.Command {
 			}
 			items = append(items, s)
 		}
-		return show(a, items, []string{"NAME", "REPLICAS", "STATE", "IMAGE"}, func(s api.ServiceDetail) []string {
-			return []string{spec.ServiceKey(s.Stack, s.Name), replicasText(s.ServiceInfo), s.State, shortImage(s.Image)}
+		return show(a, items, []string{"NAME", "REPLICAS", "STATE", "IMAGE", "VIPS"}, func(s api.ServiceDetail) []string {
+			vips := make([]string, len(s.VIPs))
+			for i, v := range s.VIPs {
+				vips[i] = v.Network + "=" + v.Address
+			}
+			return []string{spec.ServiceKey(s.Stack, s.Name), replicasText(s.ServiceInfo), s.State, shortImage(s.Image), strings.Join(vips, ",")}
 		})
 	})
 	return group("service", "Look at services and scale them", a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"), a.scaleCmd())

@@ -1,0 +1,87 @@
+package server
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+
+	"wherry.dev/api"
+	"wherry.dev/cluster/store"
+	"wherry.dev/spec"
+)
+
+// TestVIPsAreShown: with the name of their network, wherever a service is.
+func TestVIPsAreShown(t *testing.T) {
+	w := newWorld(t)
+	svc := spec.ServiceSpec{Mode: spec.Replicated, Template: spec.Template{Image: "docker.io/library/nginx:1", Restart: spec.Restart{Condition: spec.RestartAny},
+		Networks: []spec.Attachment{{Network: "front"}, {Network: "back"}}}}
+	plain := svc
+	plain.EndpointMode = spec.EndpointDNSRR
+	w.must(store.Command{PutStack: &store.PutStack{Stack: spec.Stack{Name: "shop",
+		Networks: map[string]spec.NetworkSpec{"front": {Driver: spec.DriverOverlay, Subnet: "10.8.0.0/24"}, "back": {Driver: spec.DriverOverlay, Subnet: "10.8.1.0/24", Internal: true}},
+		Services: map[string]spec.ServiceSpec{"web": svc, "rr": plain}}}})
+	w.settle()
+	want := []api.VIP{{Network: "shop_front", Address: "10.8.0.4"}, {Network: "shop_back", Address: "10.8.1.4"}}
+	l, err := w.client.Services(t.Context(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range l.Items {
+		if s.Name == "web" && !slices.Equal(s.VIPs, want) || s.Name == "rr" && len(s.VIPs) > 0 {
+			t.Errorf("service ls: %s has %+v", s.Name, s.VIPs)
+		}
+	}
+	d, err := w.client.Service(t.Context(), "shop", "web")
+	if err != nil || !slices.Equal(d.VIPs, want) {
+		t.Errorf("service inspect: %+v, %v", d.VIPs, err)
+	}
+}
+
+// TestMTUWaitsForFormat: a state that other managers must be able to read does
+// not take the MTU, and the rest of the report is taken. The node is told when it
+// may tell it.
+func TestMTUWaitsForFormat(t *testing.T) {
+	w := newWorld(t, func(c *Config) {
+		old := store.New()
+		for i, cmd := range []store.Command{
+			{Bootstrap: &store.Bootstrap{ClusterID: "c", Incarnation: 1, Format: store.MTUFormat - 1}},
+			{PutNode: &store.PutNode{ID: testNode, Name: "host-1", Role: spec.RoleManager, Address: "127.0.0.1:4477"}},
+			{SetAuthority: &store.SetAuthority{Authority: spec.Authority{Signer: "a", Roots: []spec.Root{{Hash: "a", Certificate: "cert", Key: "secret"}}}}},
+		} {
+			if res := old.Apply(uint64(i+1), cmd); res.Err != nil {
+				t.Fatal(res.Err)
+			}
+		}
+		var b bytes.Buffer
+		if err := old.Persist(&b); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Store.Restore(&b); err != nil {
+			t.Fatal(err)
+		}
+	})
+	w.index = 3
+	report := func() spec.NodeInfo {
+		t.Helper()
+		if err := w.node.Report(t.Context(), spec.Report{Node: testNode, Info: &spec.NodeInfo{OS: "linux", Format: store.Format, MTU: 1450}}); err != nil {
+			t.Fatal(err)
+		}
+		return w.store.Snapshot().Node(testNode).Info
+	}
+	told := func() int {
+		c, _ := clusterInfo(w.store.Snapshot(), testNode)
+		return c.Format
+	}
+	var o outline
+	_, turn := o.look(w.store)
+	if got := report(); got.Format != store.Format || got.MTU != 0 || told() >= store.MTUFormat {
+		t.Errorf("%+v, told of format %d", got, told())
+	}
+	w.must(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "c", Incarnation: 1, Format: store.Format}})
+	if o.look(w.store); !o.changed(testNode, nil, turn) || told() != store.Format {
+		t.Errorf("told of format %d", told())
+	}
+	if got := report(); got.MTU != 1450 {
+		t.Errorf("%+v", got)
+	}
+}
