@@ -86,6 +86,7 @@ func (c *checker) notNegative(at string, n int64) {
 func (c *checker) service(at, name string, s *ServiceSpec) {
 	c.objectName(at, name)
 	oneOf(c, at+".mode", s.Mode, Replicated, Global)
+	oneOf(c, at+".endpoint_mode", cmp.Or(s.EndpointMode, EndpointVIP), EndpointVIP, EndpointDNSRR)
 	if r := s.Replicas; r != nil {
 		switch {
 		case s.Mode == Global:

@@ -77,6 +77,7 @@ func TestValidateStackRefuses(t *testing.T) {
 		{"services.a/b: the name", func(s *Stack) { s.Services["a/b"] = s.Services["db"] }},
 		{"services...: the name", func(s *Stack) { s.Services[".."] = s.Services["db"] }},
 		{"services.web.mode:", web(func(s *ServiceSpec) { s.Mode = "" })},
+		{"services.web.endpoint_mode:", web(func(s *ServiceSpec) { s.EndpointMode = "none" })},
 		{"services.web.replicas: a global", web(func(s *ServiceSpec) { s.Mode = Global })},
 		{"services.web.replicas: must", web(func(s *ServiceSpec) { n := -1; s.Replicas = &n })},
 		{"services.web.replicas: must", web(func(s *ServiceSpec) { n := MaxReplicas + 1; s.Replicas = &n })},

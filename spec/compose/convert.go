@@ -104,6 +104,7 @@ func (c *conversion) service(name string, s types.ServiceConfig) spec.ServiceSpe
 		out.Labels = nonEmpty(s.Deploy.Labels)
 		out.Placement = c.placement(at.key("deploy").key("placement"), s.Deploy.Placement)
 	}
+	out.EndpointMode = c.endpointMode(at, s, out.Template.NetworkMode)
 	out.Ports = c.ports(at, s, out.Template.NetworkMode)
 	out.DependsOn = c.dependsOn(at, s)
 	out.AlwaysPull = s.PullPolicy == types.PullPolicyAlways
@@ -136,6 +137,26 @@ func (c *conversion) replicas(at path, s types.ServiceConfig, out *spec.ServiceS
 	if out.Replicas != nil && (*out.Replicas < 0 || *out.Replicas > spec.MaxReplicas) {
 		c.refuse(where, "", "the number of replicas must be from 0 to %d", spec.MaxReplicas)
 	}
+}
+
+// endpointMode returns what the name of the service resolves to; the default is
+// left out, so that a file that states it is the same as one that does not.
+func (c *conversion) endpointMode(at path, s types.ServiceConfig, network string) spec.EndpointMode {
+	if s.Deploy == nil {
+		return ""
+	}
+	where := at.key("deploy").key("endpoint_mode")
+	switch mode := s.Deploy.EndpointMode; spec.EndpointMode(mode) {
+	case "", spec.EndpointVIP:
+	case spec.EndpointDNSRR:
+		if network == "" {
+			return spec.EndpointDNSRR
+		}
+		c.noEffect(where, "with the network mode %s the service has no name on a network", network)
+	default:
+		c.refuse(where, suggestion(mode, "vip", "dnsrr"), "the mode %q does not exist, want vip or dnsrr", mode)
+	}
+	return ""
 }
 
 // suggestion returns a did-you-mean for a value that is close to a valid one.

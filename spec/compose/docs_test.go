@@ -82,6 +82,8 @@ A finding says which. The name of such a volume is made of the path. An absolute
 
 - A service without ` + "`restart` and `deploy.restart_policy`" + ` is always restarted: a cluster keeps services running. (In Compose it is not.)
 - A service without ` + "`networks` and `network_mode`" + ` is on the network ` + "`default`" + ` of the stack, which spans all hosts.
+- The name of a service answers with one address of its own on each network, whose connections go to the ready tasks; with
+  ` + "`deploy.endpoint_mode: dnsrr`" + ` it answers with the addresses of these, as ` + "`tasks.NAME`" + ` always does.
 - Ports are published on every node. A host IP is honoured, never widened.
 - Without ` + "`deploy.replicas`" + ` the number set by scaling stays, one at first.
 `

@@ -88,7 +88,7 @@ var deployRows = []row{
 	{path: "services.*.deploy"},
 	{path: "services.*.deploy.mode", note: "replicated or global; jobs are not built yet"},
 	{path: "services.*.deploy.replicas", note: "where absent, the number set by scaling stays"},
-	{path: "services.*.deploy.endpoint_mode", verdict: NoEffect, note: "a name answers with the addresses of all ready tasks, as dnsrr says; virtual addresses are not built yet"},
+	{path: "services.*.deploy.endpoint_mode", note: "vip, the default: the name answers with one address per network, which leads to the ready tasks; dnsrr: with the addresses of these"},
 	{path: "services.*.deploy.labels", note: "labels of the service", subtree: true},
 	{path: "services.*.deploy.update_config.parallelism", verdict: Refused, note: "updating more than one task at a time: " + notBuilt, hint: "leave it out; one task is updated at a time", same: []string{"1"}},
 	{path: "services.*.deploy.update_config.order", verdict: Refused, note: "choosing the order of an update: " + notBuilt, hint: leaveOut},

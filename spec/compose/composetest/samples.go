@@ -93,6 +93,7 @@ var Samples = map[string]Pair{
 	"configs.*.environment":            config("environment: A_SET", "environment: B_SET"),
 	"services.*.deploy.mode":           service("deploy: {mode: replicated}", "deploy: {mode: global}"),
 	"services.*.deploy.replicas":       service("deploy: {replicas: 2}", "deploy: {replicas: 3}"),
+	"services.*.deploy.endpoint_mode":  service("deploy: {endpoint_mode: vip}", "deploy: {endpoint_mode: dnsrr}"),
 	"services.*.deploy.labels":         service("deploy: {labels: {a: b}}", "deploy: {labels: {a: c}}"),
 	"services.*.scale":                 service("scale: 2", "scale: 3"),
 	"services.*.image":                 {"services: {web: {image: a}}", "services: {web: {image: b}}"},
