@@ -27,6 +27,15 @@ type nftTables struct {
 	conn *nftables.Conn
 	raw  *mdl.Conn
 	own  bool // the table has been made or claimed by this socket
+	// last is what was read last; nil for nothing.
+	last *nftReading
+}
+
+// nftReading is what there was in one generation of the kernel's nftables.
+type nftReading struct {
+	generation uint32
+	table      *Table // nil if there was none
+	warnings   []string
 }
 
 // ruleComment is the kind of a rule's user data that holds its comment
@@ -126,19 +135,35 @@ func (n *nftTables) newTableLocked(flags uint32) error {
 func (n *nftTables) observe(o *observation) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := n.observeLocked(o); err != nil {
+	if err := n.observeLocked(); err != nil {
 		// Answers may be left in the socket; the next pass takes a new one.
 		_ = n.conn.CloseLasting()
 		n.conn, n.raw, n.own = nil, nil, false
 		return fmt.Errorf("read nftables: %w", err)
 	}
+	o.warnings = append(o.warnings, n.last.warnings...)
+	if n.last.table != nil {
+		o.state.Tables[n.name] = *n.last.table
+	}
 	return nil
 }
 
-func (n *nftTables) observeLocked(o *observation) error {
+// observeLocked brings last up to date. Reading all takes a hundred messages
+// even of a small host, so it is left out while nobody has changed anything.
+func (n *nftTables) observeLocked() error {
 	if err := n.openLocked(); err != nil {
 		return err
 	}
+	generation, err := n.generationLocked()
+	if err != nil {
+		return err
+	}
+	if n.last != nil && n.last.generation == generation && n.own == (n.last.table != nil) {
+		return nil
+	}
+	n.last = nil
+	// What changes from here on is of another generation, and read next time.
+	now := &nftReading{generation: generation}
 	tables, err := n.conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
 	if err != nil {
 		return err
@@ -147,13 +172,13 @@ func (n *nftTables) observeLocked(o *observation) error {
 	if err != nil {
 		return err
 	}
-	o.warnings = append(o.warnings, foreignDrops(chains, n.name)...)
+	now.warnings = foreignDrops(chains, n.name)
 	found := false
 	for _, t := range tables {
 		found = found || t.Name == n.name
 	}
 	if !found {
-		n.own = false
+		n.own, n.last = false, now
 		return nil
 	}
 	if err := n.claimLocked(); err != nil {
@@ -178,8 +203,36 @@ func (n *nftTables) observeLocked(o *observation) error {
 		}
 		t.Chains[c.Name] = chain
 	}
-	o.state.Tables[n.name] = t
+	now.table, n.last = &t, now
 	return nil
+}
+
+// generationLocked returns the number of the kernel's newest transaction on the
+// nftables of this network namespace.
+func (n *nftTables) generationLocked() (uint32, error) {
+	const generationID = 1 // NFTA_GEN_ID
+	msgs, err := n.raw.Execute(mdl.Message{
+		Header: mdl.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: mdl.Request},
+		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("read the generation: %w", err)
+	}
+	for _, m := range msgs {
+		if len(m.Data) < 4 {
+			continue
+		}
+		attrs, err := mdl.UnmarshalAttributes(m.Data[4:])
+		if err != nil {
+			return 0, fmt.Errorf("read the generation: %w", err)
+		}
+		for _, a := range attrs {
+			if a.Type == generationID && len(a.Data) == 4 {
+				return binary.BigEndian.Uint32(a.Data), nil
+			}
+		}
+	}
+	return 0, errors.New("read the generation: the kernel names none")
 }
 
 func (n *nftTables) readSetsLocked(t Table) error {
