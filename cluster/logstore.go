@@ -47,6 +47,10 @@ type logStore struct {
 	last  uint64 // highest index seen, written or replayed
 	bytes int64  // of the entries after since, up to last
 	asked bool   // due was filled since the last snapshot
+	// newest is the entry that was appended last, as Raft gave it. An idle
+	// leader looks at it many times a second: each message to a follower names
+	// the entry before it.
+	newest *raft.Log
 }
 
 // openLog opens raft-wal in dir and makes durable what an earlier process may
@@ -99,8 +103,15 @@ func (s *logStore) FirstIndex() (uint64, error) { return s.inner.FirstIndex() }
 // LastIndex returns the last index, 0 for none. It reads no file.
 func (s *logStore) LastIndex() (uint64, error) { return s.inner.LastIndex() }
 
-// GetLog reads one entry.
+// GetLog reads one entry, whose data must not be modified.
 func (s *logStore) GetLog(index uint64, l *raft.Log) error {
+	s.mu.Lock()
+	newest := s.newest
+	s.mu.Unlock()
+	if newest != nil && newest.Index == index {
+		*l = *newest
+		return nil
+	}
 	err := s.inner.GetLog(index, l)
 	if errors.Is(err, raft.ErrLogNotFound) || errors.Is(err, wal.ErrClosed) {
 		return err
@@ -139,11 +150,21 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	for _, l := range sealed {
 		s.count(l.Index, int64(len(l.Data)))
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(logs) > 0 {
+		s.newest = logs[len(logs)-1]
+	}
 	return nil
 }
 
 // DeleteRange removes entries at one end of the log.
 func (s *logStore) DeleteRange(lo, hi uint64) error {
+	s.mu.Lock()
+	if s.newest != nil && lo <= s.newest.Index && s.newest.Index <= hi {
+		s.newest = nil
+	}
+	s.mu.Unlock()
 	if err := s.inner.DeleteRange(lo, hi); err != nil {
 		return s.halt.die(fmt.Errorf("delete log entries %d to %d: %w", lo, hi, err))
 	}

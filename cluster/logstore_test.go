@@ -120,6 +120,30 @@ func TestLogStoreNotFoundIsNoFailure(t *testing.T) {
 	}
 }
 
+// The newest entry is not read from the disk, unless it is gone.
+func TestLogStoreKnowsNewest(t *testing.T) {
+	s, f := newFaultyStore(t)
+	if err := s.StoreLogs([]*raft.Log{command(1, 3), command(2, 4)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.InmemStore.DeleteRange(1, 2); err != nil { // the file loses them
+		t.Fatal(err)
+	}
+	var l raft.Log
+	if err := s.GetLog(2, &l); err != nil || l.Index != 2 || len(l.Data) != 4 {
+		t.Errorf("newest entry: %+v, %v", l, err)
+	}
+	if err := s.GetLog(1, &l); !errors.Is(err, raft.ErrLogNotFound) {
+		t.Errorf("entry before it: %v", err)
+	}
+	if err := s.DeleteRange(2, 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.GetLog(2, &l); !errors.Is(err, raft.ErrLogNotFound) {
+		t.Errorf("entry that was deleted: %v", err)
+	}
+}
+
 func TestLogStoreNoticesHangingDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, f := newFaultyStore(t)
