@@ -316,7 +316,8 @@ func (m *Member) keepAddresses(ctx context.Context) {
 	for {
 		told := m.moved.bell.wait()
 		s := m.store.Snapshot()
-		for id, addr := range m.moved.fresh() {
+		fresh := m.moved.fresh()
+		for id, addr := range fresh {
 			n := s.Node(id)
 			if n == nil || n.Address == addr {
 				m.moved.done(id, addr)
@@ -332,13 +333,17 @@ func (m *Member) keepAddresses(ctx context.Context) {
 			m.log.Info("node has another address", "node", n.Name, "was", n.Address, "is", addr)
 			m.moved.done(id, addr)
 		}
-		if !changeWithin(ctx, addressTick, told) {
+		pause := addressTick
+		if len(fresh) == 0 {
+			pause = time.Hour // there is nothing to try again
+		}
+		if !changeWithin(ctx, pause, told) {
 			return
 		}
 	}
 }
 
-// addressTick is how often that is looked at in any case.
+// addressTick is how often a word that is not in the table yet is looked at.
 const addressTick = 500 * time.Millisecond
 
 // noteRoots writes down which roots this node trusts, see knownRoots.

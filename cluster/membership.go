@@ -330,11 +330,14 @@ func (m *Member) ask(ctx context.Context, ids []spec.NodeID) map[spec.NodeID]api
 // Raft itself gives no vote to a candidate that is not in its configuration.
 func (m *Member) admitRaft(id spec.NodeID, key string, certified spec.NodeRole) error {
 	n := m.store.Snapshot().Node(id)
-	switch st := m.Status(); {
+	switch {
 	case n != nil && n.Key != "" && n.Key != key:
 		return spec.Conflictf("node %s is known by another key", id)
-	case n != nil && n.Role == spec.RoleManager,
-		slices.Contains(st.Voters, id), slices.Contains(st.NonVoters, id),
+	case n != nil && n.Role == spec.RoleManager:
+		return nil
+	}
+	switch st := m.Status(); {
+	case slices.Contains(st.Voters, id), slices.Contains(st.NonVoters, id),
 		certified == spec.RoleManager && (st.LeaderID == "" || st.LeaderID == id):
 		return nil
 	}
