@@ -19,8 +19,9 @@ import (
 const (
 	// defaultDownAfter is how long a node is silent before it is down.
 	defaultDownAfter = 2500 * time.Millisecond
-	// lifeTick is how often the leader looks.
-	lifeTick = 100 * time.Millisecond
+	// lifeTick is how often the leader looks while a node is down or has been
+	// silent for longer than usual, restTick otherwise.
+	lifeTick, restTick = 100 * time.Millisecond, 250 * time.Millisecond
 	// maxTick is how much of the time between two looks counts: this member has
 	// slept through the rest, and could hear nobody then.
 	maxTick = 400 * time.Millisecond
@@ -453,6 +454,18 @@ func (w *watch) pings(nodes []*spec.Node, seen map[spec.NodeID]moment, now momen
 	return ids
 }
 
+// tick says after how much time to look again.
+func (w *watch) tick(nodes []*spec.Node, seen map[spec.NodeID]moment, now moment) time.Duration {
+	for _, n := range nodes {
+		// A node that is well is pinged at the first look after quietAge, and has
+		// answered by the next.
+		if n.ID != w.self && (n.State != spec.NodeReady || w.silence(n.ID, seen, now) >= quietAge+restTick) {
+			return lifeTick
+		}
+	}
+	return restTick
+}
+
 // silent says since when each node but this one has been silent.
 func (w *watch) silent(nodes []*spec.Node, seen map[spec.NodeID]moment) map[spec.NodeID]moment {
 	since := make(map[spec.NodeID]moment, len(nodes))
@@ -492,8 +505,6 @@ func (l *liveness) lead(ctx context.Context, c leading) {
 	}()
 	var mu sync.Mutex
 	busy := map[spec.NodeID]bool{} // a change of its state is on its way
-	tick := time.NewTicker(lifeTick)
-	defer tick.Stop()
 	for {
 		nodes := c.Nodes()
 		now, seen := l.look(nodes)
@@ -526,10 +537,8 @@ func (l *liveness) lead(ctx context.Context, c leading) {
 				}
 			})
 		}
-		select {
-		case <-ctx.Done():
+		if !wait(ctx, w.tick(nodes, seen, now)) {
 			return
-		case <-tick.C:
 		}
 	}
 }

@@ -163,6 +163,33 @@ func TestPingsBySilence(t *testing.T) {
 	}
 }
 
+func TestLooksBySilence(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		id    spec.NodeID
+		state spec.NodeState
+		age   time.Duration
+		want  time.Duration
+	}{
+		{"heard just now", "n", spec.NodeReady, 0, restTick},
+		{"to be pinged now", "n", spec.NodeReady, quietAge, restTick},
+		{"has not answered", "n", spec.NodeReady, quietAge + restTick, lifeTick},
+		{"down and silent", "n", spec.NodeDown, time.Hour, lifeTick},
+		{"down and just back", "n", spec.NodeDown, 0, lifeTick},
+		{"the leader itself", "me", spec.NodeReady, time.Hour, restTick},
+	} {
+		w := newWatch("me", 0)
+		now := moment(2 * time.Hour)
+		nodes := []*spec.Node{{ID: "me", State: spec.NodeReady}, {ID: c.id, State: c.state}}
+		if got := w.tick(nodes, map[spec.NodeID]moment{c.id: now - moment(c.age)}, now); got != c.want {
+			t.Errorf("%s: looks again after %s, want %s", c.name, got, c.want)
+		}
+	}
+	if restTick >= maxTick {
+		t.Errorf("a leader that looks each %s takes itself for frozen", restTick)
+	}
+}
+
 func TestTwoInstances(t *testing.T) {
 	at := time.Minute
 	l := clocked(&at)
