@@ -46,10 +46,13 @@ func (h *Host) sendDNS(ctx context.Context, force bool) error {
 		return nil
 	}
 	d.sent = nil
+	names := answers(t.tables)
+	h.led.try(&h.led.dns, names)
 	if err := d.to.SetDNS(ctx, t.resolvers, t.tables); err != nil {
 		return err
 	}
 	d.sent, d.when = &t, time.Now()
+	h.led.succeed(&h.led.dns, 0, names)
 	return nil
 }
 

@@ -78,6 +78,7 @@ type Host struct {
 	seen    string // the problems that were logged last
 
 	dns dnsSender
+	led *ledger
 }
 
 // task is a sandbox and what is going on with it.
@@ -143,7 +144,7 @@ func New(c Config) *Host {
 
 func newHost(c Config, log *slog.Logger, spaces sandboxes, open func() (kernel, error)) *Host {
 	return &Host{
-		c: c, log: log, spaces: spaces, openKernel: open, dns: dnsSender{to: c.DNS},
+		c: c, log: log, spaces: spaces, openKernel: open, dns: dnsSender{to: c.DNS}, led: newLedger(c.DNS != nil),
 		wake: make(chan struct{}, 1), event: make(chan struct{}, 1), ports: make(chan struct{}, 1),
 		nets: map[spec.NetworkID]spec.HostNetwork{}, tasks: map[spec.TaskID]*task{}, doomed: map[spec.TaskID]bool{},
 	}
@@ -378,6 +379,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 		}
 	}
 	h.mu.Unlock()
+	h.tryNets(change, nets)
 
 	if unsaved {
 		if err := saveNetworks(h.c.RunDir, nets); err != nil {
@@ -487,6 +489,7 @@ func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]
 	}
 	if len(st.Errors) == 0 {
 		h.at = change
+		h.broughtNets(change, nets)
 		st.Applied = map[spec.NetworkID]spec.Clock{}
 		for _, n := range nets {
 			st.Applied[n.Network.ID] = n.Clock
