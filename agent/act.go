@@ -48,6 +48,9 @@ func (w *worker) do(ctx context.Context, a action, in input) error {
 	case actProbe:
 		w.startProbe(ctx, in)
 		return nil
+	case actDrain:
+		w.startDrain(ctx)
+		return nil
 	case actSignal:
 		return w.signal(ctx)
 	case actKill:
@@ -380,6 +383,7 @@ func (w *worker) adopt(in input) error {
 // ended takes note of the end of a process and lets the policy decide.
 func (w *worker) ended(ctx context.Context, in input) error {
 	w.stopProbe()
+	w.stopDrain()
 	w.signalled = false
 	e := ending{code: in.run.ExitCode, at: in.run.Ended, oom: in.run.OOM}
 	if in.run.State != RunStopped || e.code < 0 {
@@ -417,6 +421,7 @@ func (w *worker) ended(ctx context.Context, in input) error {
 
 func (w *worker) signal(ctx context.Context) error {
 	w.stopProbe()
+	w.stopDrain()
 	m := w.mem
 	if m.StopSent.IsZero() {
 		m.StopSent = time.Now()

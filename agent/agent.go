@@ -164,6 +164,17 @@ type Network interface {
 	Detach(ctx context.Context, t spec.TaskID) error
 }
 
+// Senders are the hosts that may send traffic to tasks of this node, itself
+// among them. Safe for concurrent use.
+type Senders interface {
+	// Senders names the hosts on the networks of the addresses.
+	Senders(addrs []spec.Address) []spec.NodeID
+	// Withdrawn returns nil when nothing on a host leads new traffic to any of
+	// the addresses. An error says that this is not known, and when ctx ends,
+	// why it was not known in time.
+	Withdrawn(ctx context.Context, n spec.NodeID, addrs []spec.Address) error
+}
+
 // Logs drains output FIFOs into files; the keeper implements it.
 type Logs interface {
 	// SetLogs replaces the whole list of sinks. A sink that is no longer listed

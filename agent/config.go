@@ -13,7 +13,7 @@ import (
 	"wherry.dev/spec"
 )
 
-// Config is what an Agent needs. All interfaces are required.
+// Config is what an Agent needs. All interfaces but Senders are required.
 type Config struct {
 	// DataDir holds what lives as long as the node, RunDir what lives as long
 	// as its boot. Both are absolute, exist already, and are the agent's in the
@@ -35,6 +35,8 @@ type Config struct {
 	Network Network
 	Logs    Logs
 	Manager Manager
+	// Senders are asked before a task is told to stop; nil: nobody is.
+	Senders Senders
 
 	// Wake says that some container has changed. It should have a capacity of
 	// one. nil is allowed: changes are then seen at the next resync.

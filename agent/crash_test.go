@@ -67,7 +67,7 @@ func (n *node) life(first *crasher) (end func()) {
 		n.a = agent.New(agent.Config{
 			DataDir: n.data, RunDir: n.run, Node: "n1",
 			Images: n.host, Runtime: n.host, Execer: n.host, Network: n.host, Logs: n.host, Manager: n.host,
-			Wake: n.host.Wake, Leases: n.host,
+			Wake: n.host.Wake, Leases: n.host, Senders: n.host,
 			Lease:  func(context.Context) (time.Duration, error) { return 15 * time.Second, nil },
 			Cgroup: func(t spec.TaskID) string { return "/wherry-n1/" + string(t) },
 		})
@@ -129,6 +129,15 @@ func crashStory(t *testing.T, left int) (effects int) {
 			{Type: spec.MountContent, Target: "/own", Content: id, Mode: &mode},
 		}
 		n.wanted.Volumes = []spec.Volume{{ID: "1-3", Name: "shop_data", Spec: spec.VolumeSpec{Seed: id}}}
+		n.host.Nodes = []spec.NodeID{"n1", "n2"}
+		n.host.OnWithdrawn = func(ctx context.Context, _ spec.NodeID, _ []spec.Address) error {
+			select { // long enough to be told
+			case <-time.After(500 * time.Millisecond):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		c := &crasher{left: left, died: make(chan struct{})}
 		end := n.life(c)
 		if left >= 0 {

@@ -17,6 +17,6 @@
 // Goroutines, all of them ended when Run returns: the main loop, the reporter,
 // the one that renews the list of log sinks, the one that renews the lease, the
 // one that watches the node's identity, one per task, one per health check
-// under way, and one per removal of something that no task needs. ReadLogs
-// starts one while it follows.
+// under way, one per drain and one per host that it asks, and one per removal of
+// something that no task needs. ReadLogs starts one while it follows.
 package agent

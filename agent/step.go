@@ -22,6 +22,7 @@ const (
 	actAdopt  action = "adopt"  // take note of a process that runs already
 	actEnded  action = "ended"  // take note of the end of a process
 	actProbe  action = "probe"  // run the health check
+	actDrain  action = "drain"  // ask the hosts that send to the task whether they still do
 	actSignal action = "signal" // send the stop signal
 	actKill   action = "kill"   // send SIGKILL to all
 	actRemove action = "remove" // the container
@@ -56,6 +57,10 @@ type input struct {
 	// the process before is sent again, since it may have died just before; the
 	// grace is counted from the first.
 	signalled bool
+	// serves: hosts may send to the task. Before it is stopped they are asked,
+	// until drained says that none does or until drainEnd, which is zero before.
+	serves, drained bool
+	drainEnd        time.Time
 	// retry holds, per action that failed, the time before which it is not to
 	// be tried again. // :: action → time
 	retry map[action]time.Time
@@ -160,9 +165,24 @@ func (in *input) stepEnding(now time.Time) decision {
 	}
 }
 
-// terminate ends the process: stop signal, grace, SIGKILL.
+// drains reports whether the task must not be told to stop before nobody sends
+// to it: the managers have told everybody. They have not when the task ends for
+// a reason of its own, and long since, or never will, when they do not know of
+// the task any more.
+func (in *input) drains() bool {
+	return in.serves && !in.drained && in.wanted && in.stopping() && in.mem.StopSent.IsZero()
+}
+
+// terminate ends the process: drain, stop signal, grace, SIGKILL.
 func (in *input) terminate(now time.Time) decision {
 	m := &in.mem
+	switch {
+	case !in.drains():
+	case in.drainEnd.IsZero():
+		return decision{act: actDrain}
+	case now.Before(in.drainEnd):
+		return decision{actWait, in.drainEnd}
+	}
 	if m.StopSent.IsZero() || !in.signalled && m.KillSent.IsZero() {
 		return in.try(actSignal, now)
 	}

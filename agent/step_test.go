@@ -111,6 +111,19 @@ func TestStep(t *testing.T) {
 		{"stop", input{known: true, wanted: true, desired: stop, mem: alive(), run: running}, decision{act: actSignal}},
 		{"removed", input{known: true, wanted: true, desired: spec.DesiredRemoved, mem: alive(), run: running}, decision{act: actSignal}},
 		{"not wanted", input{known: true, mem: alive(), run: running}, decision{act: actSignal}},
+		{"stop, hosts send to it", input{known: true, wanted: true, desired: stop, mem: alive(), run: running, serves: true}, decision{act: actDrain}},
+		{"drain", input{known: true, wanted: true, desired: stop, mem: alive(), run: running, serves: true, drainEnd: at(1)}, decision{actWait, at(1)}},
+		{"drained", input{known: true, wanted: true, desired: stop, mem: alive(), run: running, serves: true, drainEnd: at(1), drained: true}, decision{act: actSignal}},
+		{"drained by nobody", input{known: true, wanted: true, desired: stop, mem: alive(), run: running, serves: true, drainEnd: t0}, decision{act: actSignal}},
+		{"drain, lease over", input{known: true, wanted: true, desired: stop, mem: alive(), run: running, serves: true, drainEnd: at(1), exclusive: true, leaseEnd: t0}, decision{act: actKill}},
+		{"drain, lease ends sooner", input{known: true, wanted: true, desired: stop, mem: alive(), run: running, serves: true, drainEnd: at(2), exclusive: true, leaseEnd: at(1)}, decision{actWait, at(1)}},
+		{"ended in a drain", input{known: true, wanted: true, desired: stop, mem: alive(), run: stopped, serves: true, drainEnd: at(1)}, decision{act: actEnded}},
+		{"not wanted, hosts send to it", input{known: true, mem: alive(), run: running, serves: true}, decision{act: actSignal}},
+		{"unhealthy, hosts send to it", input{known: true, wanted: true, desired: run, run: running, network: true, serves: true,
+			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning}, Attempt: &attempt{PID: 7, Unhealthy: "x"}}}, decision{act: actSignal}},
+		{"signal by the process before, hosts send to it", input{known: true, wanted: true, desired: stop, serves: true,
+			mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running}, decision{act: actSignal}},
+		{"what never started is not drained", input{known: true, wanted: true, desired: stop, mem: intended(), run: created, serves: true}, decision{act: actRemove}},
 		{"grace", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running, signalled: true}, decision{actWait, at(8)}},
 		{"signal by the process before", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running}, decision{act: actSignal}},
 		{"kill", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-10); return m }(), run: running, signalled: true}, decision{act: actKill}},
@@ -151,12 +164,13 @@ func TestStepInvariants(t *testing.T) {
 			for _, d := range desired {
 				for _, o := range outcomes {
 					for _, st := range statuses {
-						for bits := range 1 << 7 {
+						for bits := range 1 << 9 {
 							flag := func(i int) bool { return bools[bits>>i&1] }
 							in := input{
 								wanted: flag(0), desired: d, run: run, known: flag(1), fresh: flag(2),
 								image: flag(3), mounts: flag(3), network: flag(4), logs: flag(4), detached: flag(5), signalled: flag(6),
-								mem: memory{Status: spec.TaskStatus{State: st}, Attempt: a, Outcome: o},
+								mem:    memory{Status: spec.TaskStatus{State: st}, Attempt: a, Outcome: o},
+								serves: flag(7), drained: flag(8),
 							}
 							n++
 							if err := checkStep(in, step(in, t0)); err != "" {
@@ -187,6 +201,10 @@ func checkStep(in input, d decision) string {
 	case (d.act == actSignal || d.act == actKill) && in.wanted && (in.desired == spec.DesiredRunning || in.desired == spec.DesiredDraining) &&
 		in.mem.Outcome == "" && in.mem.Attempt.Unhealthy == "":
 		return fmt.Sprintf("%s of a task that is to run", d.act)
+	case d.act == actSignal && in.serves && !in.drained && in.wanted && in.mem.StopSent.IsZero() && in.stopping():
+		return "signal before anybody was asked"
+	case d.act == actDrain && (!in.serves || in.drained || !in.wanted || in.run.State != RunRunning):
+		return "a drain of what serves nobody"
 	case d.act == actRemove && in.run.State == RunRunning && !in.mem.Status.State.Terminal():
 		return "removal of a running container"
 	case (d.act == actDetach || d.act == actFinish || d.act == actForget) && in.run.State != "":

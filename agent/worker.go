@@ -46,6 +46,7 @@ type worker struct {
 	detach    bool
 	signalled bool
 	cancel    context.CancelFunc // of the probe under way
+	drain     *drain             // since the task is to stop, until it is told to
 	fails     map[action]int
 	retry     map[action]time.Time
 	last      spec.TaskStatus // as reported
@@ -150,12 +151,12 @@ func (w *worker) over() bool {
 }
 
 // overdue reports whether the task should have ended by now: it is not wanted
-// any more, or was to stop more than its grace ago, whatever became of that. A
+// any more, or was to stop more than a drain and its grace ago, whatever became of that. A
 // worker that has no orders yet knows only of a stop that was sent.
 func (w *worker) overdue(now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return !w.said.wanted && !w.stopSaid.IsZero() || w.mem.graceOver(w.stopSaid, now) || w.mem.graceOver(w.mem.StopSent, now)
+	return !w.said.wanted && !w.stopSaid.IsZero() || w.mem.graceOver(w.stopSaid, now.Add(-drainTime)) || w.mem.graceOver(w.mem.StopSent, now)
 }
 
 // overdue reports whether a task should have ended by now.
@@ -196,9 +197,11 @@ func (w *worker) usedContents() []spec.ContentID {
 // loop observes, decides, acts and waits until ctx ends or the task is forgotten.
 func (w *worker) loop(ctx context.Context) {
 	defer w.stopProbe()
+	defer w.stopDrain()
 	for ctx.Err() == nil {
 		in := w.observe()
 		d := step(in, time.Now())
+		// A drain waits for others; what is to start here does not wait for them.
 		if in.known && d.act != actAdopt && d.act != actSignal {
 			w.a.stopTold(w.id)
 		}
@@ -236,6 +239,7 @@ func (w *worker) observe() input {
 	if news != nil {
 		w.takeProbe(news)
 	}
+	w.takeDrain()
 	if w.dirty {
 		w.commit(w.mem)
 	} else {
@@ -260,7 +264,12 @@ func (w *worker) observe() input {
 			delete(w.retry, actLease)
 		}
 	}
+	if w.drain != nil {
+		left, _ := w.drain.state()
+		in.drainEnd, in.drained = w.drain.end, left == 0
+	}
 	if w.task != nil {
+		in.serves = w.a.c.Senders != nil && len(w.task.Addresses) > 0
 		in.desired = w.task.Desired
 		in.check = resolveCheck(w.tmpl.Health, imageHealth(w.mem.Image))
 		if in.mem.Stop.Signal == 0 {

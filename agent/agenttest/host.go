@@ -24,12 +24,17 @@ type Host struct {
 	// Before is called at the beginning of each call, outside of locks; an
 	// error is returned to the caller and nothing happens. Ops are named by
 	// method: "Ensure", "Create", "Start", "Kill", "Remove", "List", "Exec",
-	// "Attach", "Detach", "SetLogs", "SetLeases", "Report", "Content".
+	// "Attach", "Detach", "Withdrawn", "SetLogs", "SetLeases", "Report",
+	// "Content".
 	Before func(ctx context.Context, op string, t spec.TaskID) error
 	// After is called when a call has changed the host, outside of locks.
 	After func(op string, t spec.TaskID)
 	// OnExec answers Exec; nil succeeds at once. It may wait for ctx.
 	OnExec func(ctx context.Context, t spec.TaskID, args []string) (output string, code int, err error)
+	// Nodes are the hosts that may send to tasks of this one; none by default.
+	Nodes []spec.NodeID
+	// OnWithdrawn answers Withdrawn; nil succeeds at once. It may wait for ctx.
+	OnWithdrawn func(ctx context.Context, n spec.NodeID, addrs []spec.Address) error
 	// Wake is poked at every change of a process. Made by NewHost.
 	Wake chan struct{}
 
@@ -70,6 +75,7 @@ var (
 	_ agent.Logs    = (*Host)(nil)
 	_ agent.Manager = (*Host)(nil)
 	_ agent.Leases  = (*Host)(nil)
+	_ agent.Senders = (*Host)(nil)
 )
 
 func (h *Host) before(ctx context.Context, op string, t spec.TaskID) error {
@@ -136,6 +142,20 @@ func (h *Host) Detach(ctx context.Context, t spec.TaskID) error {
 	h.mu.Unlock()
 	h.after("Detach", t)
 	return nil
+}
+
+// Senders implements agent.Senders.
+func (h *Host) Senders([]spec.Address) []spec.NodeID { return slices.Clone(h.Nodes) }
+
+// Withdrawn implements agent.Senders.
+func (h *Host) Withdrawn(ctx context.Context, n spec.NodeID, addrs []spec.Address) error {
+	if err := h.before(ctx, "Withdrawn", ""); err != nil {
+		return err
+	}
+	if h.OnWithdrawn == nil {
+		return nil
+	}
+	return h.OnWithdrawn(ctx, n, addrs)
 }
 
 // SetLogs implements agent.Logs.
