@@ -52,6 +52,9 @@ type Config struct {
 	// which should have a capacity of one, says so. nil leaves them empty.
 	Identity    func() (issuer, trusts string, format int)
 	InfoChanged <-chan struct{}
+	// MTU tells what a node info says of the device that holds the node's address;
+	// 0 is unknown. It is asked at the start and at every resync. nil: unknown.
+	MTU func() int
 	// Settle is how long after the start of Run no process is started on the
 	// word of the stored document alone: a manager may know better. The first
 	// document that is told ends it. 10 s when 0.

@@ -80,7 +80,7 @@ func (w *worker) askAll(ctx context.Context, d *drain, hosts []spec.NodeID, addr
 	all.Wait()
 	took := time.Since(begin).Round(time.Millisecond)
 	switch {
-	case errors.Is(ctx.Err(), context.Canceled): // it is waited for no more
+	case errors.Is(ctx.Err(), context.Canceled) && time.Now().Before(d.end): // it is waited for no more
 	case len(failed) == 0:
 		w.a.log.Debug("no host sends to the task any more", "task", w.id, "hosts", len(hosts), "took", took)
 	default:

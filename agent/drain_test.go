@@ -44,7 +44,7 @@ func (s *senders) withdrawn(ctx context.Context, n spec.NodeID, addrs []spec.Add
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.left++
-		return ctx.Err()
+		return errors.New("no answer in time")
 	}
 }
 
@@ -163,7 +163,7 @@ func TestDrainTimesOut(t *testing.T) {
 		if s := n.status(); s.State != spec.TaskStopped || s.Attempts[0].Signal != 15 {
 			t.Errorf("status: %+v", s)
 		}
-		if !log.has("WARN a task is stopped to which hosts may still send", "task=1-1", "node n1: no way to it; node n2: context deadline exceeded", "took=2s") {
+		if !log.has("WARN a task is stopped to which hosts may still send", "task=1-1", "node n1: no way to it; node n2: no answer in time", "took=2s") {
 			t.Errorf("log: %q", log.all)
 		}
 	})

@@ -522,6 +522,34 @@ func TestLeaveTellsWhatIsLeft(t *testing.T) {
 	})
 }
 
+// TestMTUIsReported: with what else the node is, and again when it changes.
+func TestMTUIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, forever)
+		var mtu, reports atomic.Int64
+		n.configure = func(c *agent.Config) { c.MTU = func() int { return int(mtu.Load()) } }
+		n.before(func(_ context.Context, op string, _ spec.TaskID) error {
+			if op == "Report" {
+				reports.Add(1)
+			}
+			return nil
+		})
+		n.agent()
+		settle(time.Second)
+		if i := n.host.Info(); i == nil || i.MTU != 0 || i.Memory == 0 {
+			t.Fatalf("before it is known: %+v", i)
+		}
+		for i, m := range []int64{1500, 1400} {
+			mtu.Store(m)
+			settle(30 * time.Second)
+			if info := n.host.Info(); int64(info.MTU) != m || info.Memory == 0 || reports.Load() != int64(i)+2 {
+				t.Errorf("MTU %d: %d reports, %+v", m, reports.Load(), info)
+			}
+		}
+		n.stop()
+	})
+}
+
 func TestIdentityIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t, forever)

@@ -125,17 +125,28 @@ func (r *reporter) putBack(p spec.Report) {
 	}
 }
 
-// watchInfo reports what the node is, now and whenever its identity changes.
+// watchInfo reports what the node is, now and whenever its identity or the MTU
+// of its network changes.
 func (a *Agent) watchInfo(ctx context.Context, info spec.NodeInfo) {
+	look := time.NewTicker(a.c.Resync)
+	defer look.Stop()
+	var told spec.NodeInfo
 	for {
 		if a.c.Identity != nil {
 			info.Issuer, info.Trusts, info.Format = a.c.Identity()
 		}
-		a.report.nodeInfo(info)
+		if a.c.MTU != nil {
+			info.MTU = a.c.MTU()
+		}
+		if info != told {
+			a.report.nodeInfo(info)
+			told = info
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.c.InfoChanged:
+		case <-look.C:
 		}
 	}
 }
