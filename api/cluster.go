@@ -196,6 +196,28 @@ type Leave struct {
 	Force bool `json:"force,omitempty"`
 }
 
+// The bounds of Withdraw.
+const (
+	MaxWithdrawWait  = 5 * time.Second
+	MaxWithdrawAddrs = 256
+)
+
+// Withdraw is the body of "node.withdrawn": does the host still lead new traffic
+// to one of these addresses of tasks? The answer comes when it does not, or when
+// Wait is over.
+type Withdraw struct {
+	// Addresses, of which network and IP count, at most MaxWithdrawAddrs.
+	Addresses []spec.Address `json:"addresses"`
+	// Wait is at most MaxWithdrawWait.
+	Wait spec.Duration `json:"wait,omitempty"`
+}
+
+// Withdrawn answers "node.withdrawn".
+type Withdrawn struct {
+	// Still are the addresses that the host may lead new traffic to.
+	Still []spec.Address `json:"still"`
+}
+
 // Forwarded answers "cluster.propose": what Apply said on the leader.
 type Forwarded struct {
 	Index    uint64   `json:"index"`

@@ -77,6 +77,11 @@ func (c *Client) Leave(ctx context.Context, l Leave) error {
 	return c.call(ctx, "POST", "/v1/node/leave", nil, l, nil)
 }
 
+// Withdrawn asks a node whether it leads new traffic to addresses of tasks.
+func (c *Client) Withdrawn(ctx context.Context, r Withdraw) (out Withdrawn, err error) {
+	return out, c.call(ctx, "POST", "/v1/node/withdrawn", nil, r, &out)
+}
+
 func sessionPath(node spec.NodeID, verb string) string {
 	return "/v1/sessions/" + url.PathEscape(string(node)) + verb
 }

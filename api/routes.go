@@ -108,6 +108,9 @@ var Routes = []Route{
 	{"node.image.pull", "POST", "/v1/node/images/pull", RuleManager, true},
 	{"node.image.delete", "DELETE", "/v1/node/images", RuleManager, true},
 
+	// What this node itself leads traffic to; its neighbours ask.
+	{"node.withdrawn", "POST", "/v1/node/withdrawn", RuleNode, false},
+
 	// The images of this node as an OCI registry that can be read only; GET is
 	// HEAD, too.
 	{"registry", "GET", "/v2/{path...}", RuleNode, false},

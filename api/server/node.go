@@ -268,6 +268,34 @@ func (s *Server) imageDelete(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// maxAsk bounds the body of a question for addresses.
+const maxAsk = 64 << 10
+
+// nodeWithdrawn answers when this host leads new traffic to none of the
+// addresses, or when the caller wants to wait no longer.
+func (s *Server) nodeWithdrawn(w http.ResponseWriter, r *http.Request) error {
+	var in api.Withdraw
+	if err := readBounded(w, r, &in, maxAsk); err != nil {
+		return err
+	}
+	switch {
+	case len(in.Addresses) > api.MaxWithdrawAddrs:
+		return spec.Invalidf("withdrawn: %d addresses, want at most %d", len(in.Addresses), api.MaxWithdrawAddrs)
+	case in.Wait < 0 || in.Wait.D() > api.MaxWithdrawWait:
+		return spec.Invalidf("withdrawn: wait=%q: want a duration of at most %s", in.Wait, api.MaxWithdrawWait)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), in.Wait.D())
+	defer cancel()
+	out := api.Withdrawn{Still: []spec.Address{}}
+	if s.Network.Withdrawn(ctx, in.Addresses) != nil {
+		if r.Context().Err() != nil {
+			return context.Canceled
+		}
+		out.Still = append(out.Still, s.Network.Leads(in.Addresses)...)
+	}
+	return writeJSON(w, out)
+}
+
 func (s *Server) registry(w http.ResponseWriter, r *http.Request) error {
 	if s.Registry == nil {
 		return spec.NotFoundf("this node serves no images")

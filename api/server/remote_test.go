@@ -135,6 +135,34 @@ type fakeHost struct {
 	name  string
 	image string // the archive that was loaded last
 	left  *api.Leave
+	// leads are the addresses that it leads to until they are taken away, which
+	// closes less.
+	mu    sync.Mutex
+	leads []spec.Address
+	less  chan struct{}
+}
+
+func (h *fakeHost) Withdrawn(ctx context.Context, addrs []spec.Address) error {
+	for {
+		still := h.Leads(addrs)
+		h.mu.Lock()
+		less := h.less
+		h.mu.Unlock()
+		if len(still) == 0 {
+			return nil
+		}
+		select {
+		case <-less:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (h *fakeHost) Leads(addrs []spec.Address) []spec.Address {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(addrs), func(a spec.Address) bool { return !slices.Contains(h.leads, a) })
 }
 
 func (h *fakeHost) List(context.Context) ([]api.Image, error) {
@@ -352,7 +380,7 @@ var admitted = func() map[string][]string {
 		"cluster.status": operators, "cluster.backup": operators, "cluster.token": operators, "cluster.client": operators, "cluster.rotate": operators,
 
 		"session.watch": nodes, "session.report": nodes, "session.beat": nodes, "session.lease": nodes, "session.leave": nodes,
-		"content.get": nodes, "registry": nodes, "node.member": nodes,
+		"content.get": nodes, "registry": nodes, "node.member": nodes, "node.withdrawn": nodes,
 
 		"cluster.propose": managers, "cluster.read": managers, "cluster.alive": managers,
 		"node.task.logs": managers, "node.task.exec": managers,
@@ -822,7 +850,7 @@ func TestOtherNode(t *testing.T) {
 	w, ctx := newWorld(t), t.Context()
 	manager, worker := a.issue(string(testNode), "manager", time.Hour), a.issue(string(workerID), "worker", time.Hour)
 	host := &fakeHost{name: "w1"}
-	far, err := New(Config{Images: host, Tasks: w, Leaver: host, Caller: identify, Node: workerID, Name: "w1",
+	far, err := New(Config{Images: host, Tasks: w, Network: host, Leaver: host, Caller: identify, Node: workerID, Name: "w1",
 		Managers: func() []api.Peer { return []api.Peer{{ID: testNode, Name: "host-1", Address: "10.0.0.1:4477"}} },
 		Members:  func() []api.Peer { return []api.Peer{{ID: testNode}, {ID: workerID}} }})
 	if err != nil {

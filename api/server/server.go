@@ -61,9 +61,18 @@ type Tasks interface {
 	Exec(ctx context.Context, t spec.TaskID, r api.ExecRequest, streams api.ExecIO) (exitCode int, err error)
 }
 
+// Network is what this host leads traffic to.
+type Network interface {
+	// Withdrawn returns nil when the host leads no new traffic to any of the
+	// addresses, and an error when ctx ends before.
+	Withdrawn(ctx context.Context, addrs []spec.Address) error
+	// Leads returns those that it may lead new traffic to now.
+	Leads(addrs []spec.Address) []spec.Address
+}
+
 // Config is what a server needs. Logger, Now and Registry may be nil. A worker
-// has Images, Tasks, Leaver, Caller, Managers and Members; a manager has all
-// but the last two.
+// has Images, Tasks, Network, Leaver, Caller, Managers and Members; a manager
+// has all but the last two.
 type Config struct {
 	// Store is nil on a worker.
 	Store    *store.Store
@@ -72,6 +81,7 @@ type Config struct {
 	Nodes    Nodes
 	Images   Images
 	Tasks    Tasks
+	Network  Network
 	Sessions Sessions
 	Enroller Enroller
 	Peers    Peers
@@ -95,7 +105,7 @@ type Config struct {
 
 // check names what is missing.
 func (c *Config) check() error {
-	have := map[string]bool{"Images": c.Images != nil, "Tasks": c.Tasks != nil, "Leaver": c.Leaver != nil, "Caller": c.Caller != nil, "Node": c.Node != ""}
+	have := map[string]bool{"Images": c.Images != nil, "Tasks": c.Tasks != nil, "Network": c.Network != nil, "Leaver": c.Leaver != nil, "Caller": c.Caller != nil, "Node": c.Node != ""}
 	if c.Store == nil {
 		have["Managers"], have["Members"] = c.Managers != nil, c.Members != nil
 	} else {
@@ -152,6 +162,7 @@ func New(c Config) (*Server, error) {
 		"node.image.load":   s.imageLoad,
 		"node.image.pull":   s.imagePull,
 		"node.image.delete": s.imageDelete,
+		"node.withdrawn":    s.nodeWithdrawn,
 		"registry":          s.registry,
 	}
 	for name, h := range map[string]handler{
@@ -291,12 +302,17 @@ const maxBody = 64 << 20
 // readJSON decodes the body strictly: an unknown field is an error, so that a
 // client newer than the daemon is told instead of half obeyed.
 func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	return readBounded(w, r, v, maxBody)
+}
+
+// readBounded is readJSON for a body of at most so many bytes.
+func readBounded(w http.ResponseWriter, r *http.Request, v any, most int64) error {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, most))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
 		var big *http.MaxBytesError
 		if errors.As(err, &big) {
-			return spec.Invalidf("request is larger than %d MiB", maxBody>>20)
+			return spec.Invalidf("request is larger than %d KiB", most>>10)
 		}
 		return spec.Invalidf("request is not understood: %v", err)
 	}
