@@ -131,21 +131,23 @@ func (a *Agent) watchInfo(ctx context.Context, info spec.NodeInfo) {
 	look := time.NewTicker(a.c.Resync)
 	defer look.Stop()
 	var told spec.NodeInfo
-	for {
+	for again := true; ; {
 		if a.c.Identity != nil {
 			info.Issuer, info.Trusts, info.Format = a.c.Identity()
 		}
 		if a.c.MTU != nil {
 			info.MTU = a.c.MTU()
 		}
-		if info != told {
+		if again || info != told {
 			a.report.nodeInfo(info)
 			told = info
 		}
+		again = false
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.c.InfoChanged:
+			again = true // also when it is as before
 		case <-look.C:
 		}
 	}

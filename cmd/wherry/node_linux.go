@@ -81,6 +81,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	network := overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Logger: log.With("part", "network")})
 	host := agent.New(agent.Config{DataDir: c.dataDir, RunDir: c.runDir, Node: member.Node(), NodeName: c.name, Version: version,
 		Images: runtime, Runtime: runtime, Execer: runtime, Network: network, Logs: keep, Manager: managers,
+		Senders: senders{node: member.Node(), own: network, way: member.Transport, told: told}, MTU: network.MTU,
 		Wake: runtime.Changed(), Ports: network.Ports, PortsChanged: network.PortsChanged(),
 		Identity: func() (issuer, trusts string, format int) {
 			return member.Identity().Issuer(), strings.Join(member.Identity().Trusts(), ","), store.Format
@@ -97,7 +98,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	defer endWork()
 	gone := &leaver{member: member, managers: managers, host: host, network: network, end: endWork, log: log}
 	srvConfig := server.Config{Resolver: resolver{runtime}, Nodes: nodes{member, own},
-		Images: images{runtime}, Tasks: tasks{host, runtime, c.dataDir}, ContentKey: member.ContentKey(),
+		Images: images{runtime}, Tasks: tasks{host, runtime, c.dataDir}, Network: network, ContentKey: member.ContentKey(),
 		Leaver: gone, Registry: runtime.Registry(), Caller: callerOf(member), Managers: told.managers, Members: told.nodes,
 		Node: member.Node(), Name: c.name, Version: version, Logger: log.With("part", "api")}
 	if manager {
