@@ -53,6 +53,37 @@ func TestSession(t *testing.T) {
 	}
 }
 
+// TestSessionWithdrawsFirst: in one round the documents of networks, which lead
+// to a task no more, come before the order to stop it.
+func TestSessionWithdrawsFirst(t *testing.T) {
+	w := newWorld(t)
+	stack := nginx()
+	web := stack.Services["web"]
+	web.Template.NetworkMode, web.Template.Networks = "", []spec.Attachment{{Network: "default"}}
+	web.Ports = []spec.Port{{Target: 80, Published: 8080, Protocol: "tcp", Mode: spec.PublishIngress}}
+	stack.Services["web"], stack.Networks = web, map[string]spec.NetworkSpec{"default": {Driver: "overlay"}}
+	w.must(store.Command{PutStack: &store.PutStack{Stack: stack}})
+	w.settle()
+	task := w.store.Snapshot().TasksOf("shop", "web")[0]
+	running := spec.TaskStatus{State: spec.TaskRunning, PID: 42, Started: 1}
+	w.must(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: testNode, Tasks: []spec.TaskReport{{Task: task.ID, Status: running}}}}}})
+	docs, _ := session(t, w.node, testNode, "")
+	if d := <-docs; d.Network == nil || len(d.Network.Ports) != 1 || len(d.Network.Ports[0].Targets) != 1 || len(d.Network.Names) == 0 {
+		t.Fatalf("first document: %+v", d)
+	}
+	if d := <-docs; d.Wanted == nil || d.Wanted.Tasks[0].Desired != spec.DesiredRunning {
+		t.Fatalf("second document: %+v", d)
+	}
+	w.must(store.Command{ScaleService: &store.ScaleService{Stack: "shop", Service: "web", Replicas: 0}})
+	w.settle()
+	if d := <-docs; d.Network == nil || len(d.Network.Ports) != 1 || len(d.Network.Ports[0].Targets) != 0 || len(d.Network.Names) != 0 {
+		t.Errorf("first document of the round: %+v", d)
+	}
+	if d := <-docs; d.Wanted == nil || d.Wanted.Tasks[0].Desired != spec.DesiredRemoved {
+		t.Errorf("second document of the round: %+v", d)
+	}
+}
+
 // TestClusterInfo: a node is told what it must know of its cluster, again when
 // that has changed, and nothing that is for managers.
 func TestClusterInfo(t *testing.T) {
