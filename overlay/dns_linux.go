@@ -97,6 +97,7 @@ func (h *Host) dnsTables() dnsTables {
 		}
 		switch {
 		case !outside:
+			r.Isolated = true // without servers, the host's would be asked
 		case len(t.DNS) > 0:
 			r.Upstream = t.DNS
 		default:

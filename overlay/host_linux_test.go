@@ -390,7 +390,7 @@ func TestHostInternalResolver(t *testing.T) {
 			}
 		}
 		r := b.dns.last.resolvers
-		if len(r) != 2 || !slices.Equal(r[0].Upstream, []string{"192.0.2.53"}) || r[1].Upstream != nil {
+		if len(r) != 2 || !slices.Equal(r[0].Upstream, []string{"192.0.2.53"}) || r[0].Isolated || r[1].Upstream != nil || !r[1].Isolated {
 			t.Errorf("resolvers %+v", r)
 		}
 	})

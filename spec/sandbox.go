@@ -25,8 +25,11 @@ type Resolver struct {
 	NetNS string `json:"netns"`
 	// Networks whose names it answers, in order of preference.
 	Networks []NetworkID `json:"networks"`
-	// Upstream servers ("address" or "address:port") for all other names.
+	// Upstream servers ("address" or "address:port") for all other names; empty
+	// is those of the host.
 	Upstream []string `json:"upstream,omitempty"`
+	// Isolated: nobody is asked for other names, since none of Networks leads out.
+	Isolated bool `json:"isolated,omitempty"`
 }
 
 // NameTable holds the names of one network.

@@ -160,6 +160,10 @@ func (r *resolver) handle(packet, buf []byte, tcp bool, begin func() (end func()
 	case reply:
 		send(answer)
 	case forward:
+		if v.isolated {
+			r.fail(packet, limit, tcp, send)
+			return
+		}
 		if r.forwards.Add(1) > maxForwards {
 			r.forwards.Add(-1)
 			r.fail(packet, limit, tcp, send)

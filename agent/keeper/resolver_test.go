@@ -50,6 +50,23 @@ func TestResolver(t *testing.T) {
 	}
 }
 
+// TestIsolated: what has no way out is not told to the host's servers either.
+func TestIsolated(t *testing.T) {
+	up := newFakeServer(t, says("1.1.1.1"))
+	v := testView()
+	v.isolated = true
+	server, r, _ := startResolver(t, v)
+	r.exchange.host, r.exchange.checked = append(r.exchange.host, addrPort(up.addr)), time.Now().Add(time.Hour)
+	for name, want := range map[string]string{"web": "NOERROR 10.0.1.2 10.0.1.3", "nothing": "NXDOMAIN", "example.com": "SERVFAIL"} {
+		if got, err := lookup(server, "udp", name, dns.TypeA); got != want {
+			t.Errorf("%s: got %s, %v, want %s", name, got, err, want)
+		}
+	}
+	if n := up.udp.Load(); n != 0 {
+		t.Errorf("a server of the host was asked %d times", n)
+	}
+}
+
 // flood sends n different questions from one socket at once and counts the
 // answers by code.
 func flood(t testing.TB, server string, n int, name func(i int) string, patience time.Duration) map[string]int {

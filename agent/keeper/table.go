@@ -114,10 +114,12 @@ type view struct {
 	zones []*zone
 	// upstream servers; empty is what the host's resolv.conf names.
 	upstream []netip.AddrPort
+	// isolated: nobody is asked outside.
+	isolated bool
 }
 
 func (zs zones) view(r spec.Resolver) *view {
-	v := &view{}
+	v := &view{isolated: r.Isolated}
 	for _, n := range r.Networks {
 		if z := zs[n]; z != nil {
 			v.zones = append(v.zones, z)
