@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
@@ -18,9 +19,6 @@ import (
 )
 
 const (
-	// maxForwards of one container are under way at a time; what comes beyond
-	// is answered SERVFAIL at once. Names of the cluster are not counted.
-	maxForwards = 2000
 	// maxConns of one container are open over TCP.
 	maxConns = 256
 	// maxPipeline queries of one TCP connection are under way; then no more are
@@ -64,7 +62,7 @@ type resolver struct {
 	loops  sync.WaitGroup // the two readers
 	work   sync.WaitGroup // forwards and connections
 
-	forwards atomic.Int32
+	forwards forwards
 	conns    atomic.Int32
 }
 
@@ -150,8 +148,8 @@ func (r *resolver) readPackets(fd int) bool {
 }
 
 // handle answers one packet, now or, when others have to be asked, later from
-// a goroutine of r.work. begin, if not nil, is called before that goroutine
-// starts and returns what to call at its end.
+// a goroutine of r.work. begin, if not nil, is called before a query is given
+// to such a goroutine and returns what to call when it is answered.
 func (r *resolver) handle(packet, buf []byte, tcp bool, begin func() (end func()), send func([]byte)) {
 	r.count.queries.Add(1)
 	v := r.view.Load()
@@ -164,29 +162,28 @@ func (r *resolver) handle(packet, buf []byte, tcp bool, begin func() (end func()
 			r.fail(packet, limit, tcp, send)
 			return
 		}
-		if r.forwards.Add(1) > maxForwards {
-			r.forwards.Add(-1)
-			r.fail(packet, limit, tcp, send)
-			return
-		}
-		var end func()
+		end := func() {}
 		if begin != nil {
 			end = begin()
 		}
-		packet = append([]byte(nil), packet...)
-		r.work.Go(func() {
-			defer r.forwards.Add(-1)
-			if end != nil {
-				defer end()
-			}
-			r.forward(v, packet, limit, tcp, send)
-		})
+		packet, until := bytes.Clone(packet), time.Now().Add(allTries)
+		if !r.forwards.do(&r.work, func() {
+			defer end()
+			r.forward(v, packet, limit, tcp, until, send)
+		}) {
+			defer end()
+			r.fail(packet, limit, tcp, send)
+		}
 	}
 }
 
-func (r *resolver) forward(v *view, packet []byte, limit int, tcp bool, send func([]byte)) {
+// forward asks the servers outside until a time: that it had to wait for its
+// turn does not make the client wait longer.
+func (r *resolver) forward(v *view, packet []byte, limit int, tcp bool, until time.Time, send func([]byte)) {
 	r.count.forwarded.Add(1)
-	answer, err := r.exchange.exchange(r.ctx, v.upstream, packet, tcp)
+	ctx, cancel := context.WithDeadline(r.ctx, until)
+	defer cancel()
+	answer, err := r.exchange.exchange(ctx, v.upstream, packet, tcp)
 	if err != nil {
 		r.fail(packet, limit, tcp, send)
 		return

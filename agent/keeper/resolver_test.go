@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,29 +111,100 @@ func flood(t testing.TB, server string, n int, name func(i int) string, patience
 }
 
 // TestSlowUpstream: ten thousand lookups at once of names of the cluster are
-// all answered, while two thousand others wait for a server that is silent.
+// all answered before any of those that wait for a server that is silent.
 func TestSlowUpstream(t *testing.T) {
+	const lost = maxForwards + 500
 	up := newFakeServer(t, silent)
 	v := testView()
 	v.upstream = append(v.upstream, addrPort(up.addr))
 	server, r, c := startResolver(t, v)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		got := flood(t, server, maxForwards+500, func(i int) string { return fmt.Sprintf("n%d.example.com.", i) }, 10*time.Second)
-		if got["SERVFAIL"] != maxForwards+500 {
+		began := time.Now()
+		got := flood(t, server, lost, func(i int) string { return fmt.Sprintf("n%d.example.com.", i) }, 10*time.Second)
+		if got["SERVFAIL"] != lost {
 			t.Errorf("of the silent server: %v", got)
 		}
+		if d := time.Since(began); d > allTries+time.Second {
+			t.Errorf("the last client without an answer heard of it after %v", d)
+		}
 	})
-	eventually(t, "many queries wait", func() bool { return r.forwards.Load() >= maxForwards })
+	eventually(t, "all wait", func() bool { return r.forwards.count() == lost })
 	began := time.Now()
 	got := flood(t, server, 10_000, func(int) string { return "web." }, 10*time.Second)
 	if got["NOERROR"] != 10_000 {
 		t.Errorf("of the cluster's names: %v", got)
 	}
+	if n := c.failed.Load(); n != 0 {
+		t.Errorf("%d queries had failed before the names of the cluster were answered", n)
+	}
 	t.Logf("10,000 answers in %v", time.Since(began))
 	wg.Wait()
-	if n := c.failed.Load(); n != maxForwards+500 {
+	if n := c.failed.Load(); n != lost {
 		t.Errorf("%d queries failed", n)
+	}
+}
+
+// TestBurst: ten thousand lookups at once of names outside wait for their turn
+// and are all answered.
+func TestBurst(t *testing.T) {
+	up := newSlowServer(t, 20*time.Millisecond)
+	v := testView()
+	v.upstream = append(v.upstream, addrPort(up))
+	server, r, _ := startResolver(t, v)
+	got := flood(t, server, 10_000, func(i int) string { return fmt.Sprintf("n%d.example.com.", i) }, 10*time.Second)
+	if got["NOERROR"] != 10_000 {
+		t.Errorf("got %v", got)
+	}
+	eventually(t, "nothing is left", func() bool { return r.forwards.count() == 0 })
+}
+
+// newSlowServer answers every question over UDP after a time, many at once.
+func newSlowServer(t testing.TB, delay time.Duration) string {
+	t.Helper()
+	s, err := openLoopback(emptyFile(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.close)
+	go func() {
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := s.udp.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			q := new(dns.Msg)
+			if q.Unpack(buf[:n]) != nil {
+				continue
+			}
+			answer := answerWith(q, "1.1.1.1")
+			time.AfterFunc(delay, func() { s.udp.WriteToUDPAddrPort(answer, from) })
+		}
+	}()
+	return s.udp.LocalAddr().String()
+}
+
+// TestForwards: what is beyond the limits is refused, and everything else run
+// in its turn.
+func TestForwards(t *testing.T) {
+	var q forwards
+	var wg sync.WaitGroup
+	var ran atomic.Int32
+	release := make(chan struct{})
+	f := func() { <-release; ran.Add(1) }
+	for i := range maxForwards + maxWaiting {
+		if !q.do(&wg, f) {
+			t.Fatalf("number %d was refused", i)
+		}
+	}
+	if q.do(&wg, f) {
+		t.Error("one too many was taken")
+	}
+	close(release)
+	wg.Wait()
+	if n := ran.Load(); n != maxForwards+maxWaiting || q.count() != 0 || q.waiting != nil {
+		t.Errorf("%d were run, %d are left", n, q.count())
 	}
 }
 
@@ -230,7 +302,7 @@ func TestPause(t *testing.T) {
 		got, err := lookup(server, "udp", "example.com", dns.TypeA)
 		results <- fmt.Sprint(got, err)
 	}()
-	eventually(t, "the query is under way", func() bool { return r.forwards.Load() == 1 && up.udp.Load() == 1 })
+	eventually(t, "the query is under way", func() bool { return r.forwards.count() == 1 && up.udp.Load() == 1 })
 	r.pause()
 	close(release)
 	if got := <-results; got != "NOERROR 1.1.1.1<nil>" {

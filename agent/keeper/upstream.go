@@ -19,8 +19,8 @@ import (
 
 const (
 	// A query is sent to each server in turn, twice round; the first round is
-	// impatient. The whole takes less than the five seconds after which common
-	// clients ask again.
+	// impatient. The whole, from the arrival of the query on, takes less than the
+	// five seconds after which common clients ask again.
 	firstTry  = time.Second
 	secondTry = 2 * time.Second
 	allTries  = 4500 * time.Millisecond
@@ -66,12 +66,10 @@ func newExchanger(conf string) *exchanger {
 var errNoAnswer = errors.New("no upstream server answered")
 
 // exchange asks the servers for the answer to a packet that holds one
-// question, and returns it under the packet's own ID and spelling. Unless the
-// client came over TCP, an answer that was cut is passed on as it is: the
-// client decides whether to come again over TCP.
+// question, until ctx ends, and returns it under the packet's own ID and
+// spelling. Unless the client came over TCP, an answer that was cut is passed
+// on as it is: the client decides whether to come again over TCP.
 func (x *exchanger) exchange(ctx context.Context, servers []netip.AddrPort, packet []byte, tcp bool) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, allTries)
-	defer cancel()
 	question, ok := questionOf(packet)
 	if !ok {
 		return nil, errNoAnswer
