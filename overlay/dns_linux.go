@@ -82,7 +82,7 @@ func (h *Host) dnsTables() dnsTables {
 	defer h.mu.Unlock()
 	out := dnsTables{resolvers: []spec.Resolver{}, tables: []spec.NameTable{}}
 	for _, n := range h.documentsLocked() {
-		out.tables = append(out.tables, spec.NameTable{Network: n.Network.ID, Names: n.Names})
+		out.tables = append(out.tables, spec.NameTable{Network: n.Network.ID, Names: n.Names, Ports: n.NamedPorts})
 	}
 	host := hostResolvers("/etc/resolv.conf")
 	for id, t := range h.tasks {

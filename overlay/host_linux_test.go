@@ -83,6 +83,7 @@ func documents(index uint64) []spec.HostNetwork {
 	for i := range nets {
 		nets[i].Clock = spec.Clock{Incarnation: 1, Index: index}
 		nets[i].Names = []spec.Name{{Name: "web", Addresses: []string{"10.9.1.2"}}}
+		nets[i].NamedPorts = []spec.NamedPort{{Name: "http", Protocol: "tcp", Port: 80, Addresses: []string{"10.9.1.2"}}}
 	}
 	return nets
 }
@@ -149,7 +150,10 @@ func TestHostAttach(t *testing.T) {
 		}
 		want := dnsTables{
 			resolvers: []spec.Resolver{{Task: "1-10", NetNS: path, Networks: []spec.NetworkID{"1-2", "1-1"}, Upstream: hostResolvers("/etc/resolv.conf")}},
-			tables:    []spec.NameTable{{Network: "1-1", Names: documents(1)[0].Names}, {Network: "1-2", Names: documents(1)[0].Names}},
+			tables: []spec.NameTable{
+				{Network: "1-1", Names: documents(1)[0].Names, Ports: documents(1)[0].NamedPorts},
+				{Network: "1-2", Names: documents(1)[1].Names, Ports: documents(1)[1].NamedPorts},
+			},
 		}
 		if diff := cmp.Diff(want, b.dns.last, cmp.AllowUnexported(dnsTables{})); diff != "" {
 			t.Errorf("the DNS when Attach returned (-want +got):\n%s", diff)

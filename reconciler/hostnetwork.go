@@ -158,6 +158,7 @@ func (n *hostNetwork) fill() {
 	n.fillHosts(tasks)
 	ready := n.ready(tasks)
 	n.fillNames(tasks, n.fillVIPs(ready))
+	n.describeNames(&n.HostNetwork, tasks)
 	n.fillPorts(ready)
 }
 

@@ -36,6 +36,8 @@ type Resolver struct {
 type NameTable struct {
 	Network NetworkID `json:"network"`
 	Names   []Name    `json:"names"`
+	// Ports that have a name, for SRV lookups.
+	Ports []NamedPort `json:"ports,omitempty"`
 }
 
 // LogSink drains the output of one task into rotated files.

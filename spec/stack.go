@@ -100,6 +100,8 @@ const (
 
 // Port is one published port; ranges are expanded before they get here.
 type Port struct {
+	// Name of the port: SRV lookups of _NAME._PROTOCOL.SERVICE answer with
+	// Target. One that is no label of DNS documents the port only.
 	Name string `json:"name,omitempty"`
 	// HostIP restricts the address it is published on; empty is all addresses.
 	// It is never widened.

@@ -56,6 +56,8 @@ type HostNetwork struct {
 	VIPs []VIP `json:"vips,omitempty"`
 	// Names that resolve on this network, sorted, each with at least one address.
 	Names []Name `json:"names,omitempty"`
+	// NamedPorts of services on the network, by name, protocol and port.
+	NamedPorts []NamedPort `json:"named_ports,omitempty"`
 	// Ports that this node publishes of services on this network.
 	Ports []PublishedPort `json:"ports,omitempty"`
 }
@@ -104,6 +106,20 @@ const VXLANPort = 4478
 // Name is one DNS name and the addresses it answers with, sorted.
 type Name struct {
 	Name      string   `json:"name"`
+	Addresses []string `json:"addresses"`
+	// Reverse: reverse lookups of Addresses answer with this name rather than
+	// with another one.
+	Reverse bool `json:"reverse,omitempty"`
+}
+
+// NamedPort says at which addresses a named port is found. Which of them are
+// ready to take connections is what Names say.
+type NamedPort struct {
+	Name     string `json:"name"`
+	Protocol string `json:"protocol"` // tcp or udp
+	// Port inside the containers.
+	Port uint16 `json:"port"`
+	// Addresses of tasks and services, without prefix length, sorted.
 	Addresses []string `json:"addresses"`
 }
 

@@ -3,6 +3,7 @@ package keeper
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -20,6 +21,8 @@ const (
 	// maxAddresses in one answer keep it below the 64 KiB that TCP can carry. A
 	// random choice is given when there are more.
 	maxAddresses = 2000
+	// maxServices in one answer, for the same reason: they are longer.
+	maxServices = 200
 )
 
 // verdict says what becomes of a packet.
@@ -60,12 +63,17 @@ func (v *view) respond(packet, buf []byte, tcp bool) (out []byte, limit int, wha
 	return pack(m, buf, limit, tcp), limit, reply
 }
 
-// pack encodes m, cut to limit unless it goes over TCP.
+// pack encodes m, cut to limit, which over TCP is what TCP can carry.
 func pack(m *dns.Msg, buf []byte, limit int, tcp bool) []byte {
 	m.Compress = true
-	if !tcp {
-		m.Truncate(limit)
+	if tcp {
+		limit = dns.MaxMsgSize
 	}
+	if len(m.Extra) > 1 && m.Len() > limit {
+		// Addresses that nobody asked for are no reason to cut an answer.
+		m.Extra = slices.DeleteFunc(m.Extra, func(r dns.RR) bool { return r.Header().Rrtype != dns.TypeOPT })
+	}
+	m.Truncate(limit)
 	out, err := m.PackBuffer(buf)
 	if err != nil {
 		// Only the question can be at fault, for all else is ours.
@@ -115,7 +123,10 @@ func (v *view) answer(q *dns.Msg) *dns.Msg {
 		}
 		return m
 	}
-	a, known := v.lookup(name)
+	a, _, known := v.lookup(name)
+	if port, rest, ok := splitService(name); ok && !known {
+		return v.answerService(q, port, rest)
+	}
 	if !known && isLocalhost(name) {
 		a, known = localhost, true
 	}
@@ -128,18 +139,64 @@ func (v *view) answer(q *dns.Msg) *dns.Msg {
 		m.Rcode = dns.RcodeNameError
 		return m
 	}
-	all := question.Qtype == dns.TypeANY
-	if all || question.Qtype == dns.TypeA {
-		for _, ip := range shuffled(a.v4) {
-			m.Answer = append(m.Answer, &dns.A{Hdr: header(question.Name, dns.TypeA), A: ip.AsSlice()})
-		}
+	m.Answer = records(question.Name, question.Qtype, addresses{shuffled(a.v4), shuffled(a.v6)})
+	return m
+}
+
+// answerService is the reply to a question about a named port behind a name, or
+// nil when the servers outside are to be asked.
+func (v *view) answerService(q *dns.Msg, port portName, name string) *dns.Msg {
+	question := q.Question[0]
+	found := v.services(port, name)
+	if len(found) == 0 && !ours(name, question.Qtype) {
+		return nil
 	}
-	if all || question.Qtype == dns.TypeAAAA {
-		for _, ip := range shuffled(a.v6) {
-			m.Answer = append(m.Answer, &dns.AAAA{Hdr: header(question.Name, dns.TypeAAAA), AAAA: ip.AsSlice()})
+	m := newReply(q)
+	m.Authoritative = true
+	if len(found) == 0 {
+		m.Rcode = dns.RcodeNameError
+		return m
+	}
+	if question.Qtype != dns.TypeSRV && question.Qtype != dns.TypeANY {
+		return m
+	}
+	rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
+	told := map[string]bool{}
+	for _, s := range found[:min(len(found), maxServices)] {
+		target := dns.Fqdn(s.target)
+		m.Answer = append(m.Answer, &dns.SRV{Hdr: header(question.Name, dns.TypeSRV), Weight: 1, Port: s.port, Target: target})
+		if !told[target] { // two ports of one target
+			told[target] = true
+			m.Extra = append(m.Extra, records(target, dns.TypeANY, addresses{shuffled(s.addresses.v4), shuffled(s.addresses.v6)})...)
 		}
 	}
 	return m
+}
+
+// records are the addresses of a name that a question of a type asks for.
+func records(name string, qtype uint16, a addresses) []dns.RR {
+	var out []dns.RR
+	if qtype == dns.TypeANY || qtype == dns.TypeA {
+		for _, ip := range a.v4 {
+			out = append(out, &dns.A{Hdr: header(name, dns.TypeA), A: ip.AsSlice()})
+		}
+	}
+	if qtype == dns.TypeANY || qtype == dns.TypeAAAA {
+		for _, ip := range a.v6 {
+			out = append(out, &dns.AAAA{Hdr: header(name, dns.TypeAAAA), AAAA: ip.AsSlice()})
+		}
+	}
+	return out
+}
+
+// splitService takes "_port._protocol.name" apart.
+func splitService(name string) (port portName, rest string, ok bool) {
+	first, rest, _ := strings.Cut(name, ".")
+	second, rest, ok := strings.Cut(rest, ".")
+	if !ok || len(first) < 2 || first[0] != '_' || second != "_tcp" && second != "_udp" {
+		return portName{}, "", false
+	}
+	return portName{first[1:], second[1:]}, rest, true
 }
 
 func header(name string, rrtype uint16) dns.RR_Header {

@@ -1,7 +1,9 @@
 package keeper
 
 import (
+	"cmp"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"wherry.dev/spec"
@@ -15,23 +17,44 @@ type zone struct {
 	names map[string]addresses
 	// owners are the names that reverse lookups answer with.
 	owners map[netip.Addr]string
+	// reverse are the names that tasks and services are called by, as opposed
+	// to further ones.
+	reverse map[string]bool
+	// ports by name and protocol: at which addresses there are which.
+	ports map[portName]map[netip.Addr][]uint16
 }
+
+// portName is what an SRV lookup asks for, in lower case.
+type portName struct{ name, protocol string }
 
 type addresses struct{ v4, v6 []netip.Addr }
 
 func (a addresses) len() int { return len(a.v4) + len(a.v6) }
 
+func (a *addresses) add(ip netip.Addr) {
+	if ip.Is4() {
+		a.v4 = append(a.v4, ip)
+	} else {
+		a.v6 = append(a.v6, ip)
+	}
+}
+
 // newZone builds a zone. Addresses that do not parse are left out: a bad entry
 // must not cost the good ones.
-func newZone(names []spec.Name) *zone {
+func newZone(t spec.NameTable) *zone {
 	z := &zone{
-		names:  make(map[string]addresses, len(names)),
-		owners: make(map[netip.Addr]string),
+		names:   make(map[string]addresses, len(t.Names)),
+		owners:  make(map[netip.Addr]string),
+		reverse: make(map[string]bool),
+		ports:   make(map[portName]map[netip.Addr][]uint16),
 	}
-	for _, n := range names {
+	for _, n := range t.Names {
 		key := canonical(n.Name)
 		if key == "" {
 			continue
+		}
+		if n.Reverse {
+			z.reverse[key] = true
 		}
 		a := z.names[key]
 		for _, s := range n.Addresses {
@@ -39,11 +62,7 @@ func newZone(names []spec.Name) *zone {
 			if !ok {
 				continue
 			}
-			if ip.Is4() {
-				a.v4 = append(a.v4, ip)
-			} else {
-				a.v6 = append(a.v6, ip)
-			}
+			a.add(ip)
 		}
 		z.names[key] = a
 	}
@@ -53,6 +72,17 @@ func newZone(names []spec.Name) *zone {
 				if old, ok := z.owners[ip]; !ok || z.better(name, old) {
 					z.owners[ip] = name
 				}
+			}
+		}
+	}
+	for _, p := range t.Ports {
+		key := portName{canonical(p.Name), canonical(p.Protocol)}
+		if z.ports[key] == nil {
+			z.ports[key] = make(map[netip.Addr][]uint16, len(p.Addresses))
+		}
+		for _, s := range p.Addresses {
+			if ip, ok := parseAddress(s); ok {
+				z.ports[key][ip] = append(z.ports[key][ip], p.Port)
 			}
 		}
 	}
@@ -66,11 +96,15 @@ func parseAddress(s string) (netip.Addr, bool) {
 	return ip.Unmap(), err == nil && ip.Zone() == ""
 }
 
-// better reports whether a says more about an address than b does: the task's
-// own name before a service's, a name of few addresses before one of many,
-// a plain name before "tasks.NAME", then the shorter. The order is total, so
-// that all hosts give the same answer.
+// better reports whether a says more about an address than b does: what a task
+// or service is called before further names, the task's own name before a
+// service's, a name of few addresses before one of many, a plain name before
+// "tasks.NAME", then the shorter. The order is total, so that all hosts give
+// the same answer.
 func (z *zone) better(a, b string) bool {
+	if ra, rb := z.reverse[a], z.reverse[b]; ra != rb {
+		return ra
+	}
 	if ta, tb := isTaskName(a), isTaskName(b); ta != tb {
 		return ta
 	}
@@ -104,7 +138,7 @@ type zones map[spec.NetworkID]*zone
 func newZones(tables []spec.NameTable) zones {
 	zs := make(zones, len(tables))
 	for _, t := range tables {
-		zs[t.Network] = newZone(t.Names)
+		zs[t.Network] = newZone(t)
 	}
 	return zs
 }
@@ -143,8 +177,9 @@ func parseServer(s string) (netip.AddrPort, bool) {
 }
 
 // lookup finds a canonical name. The first network that knows it wins; one on
-// which it has addresses is preferred to one on which it is known without.
-func (v *view) lookup(name string) (a addresses, known bool) {
+// which it has addresses is preferred to one on which it is known without. z is
+// the network that a is from, nil when there are no addresses.
+func (v *view) lookup(name string) (a addresses, z *zone, known bool) {
 	for _, z := range v.zones {
 		b, ok := z.names[name]
 		if !ok {
@@ -152,10 +187,46 @@ func (v *view) lookup(name string) (a addresses, known bool) {
 		}
 		known = true
 		if b.len() > 0 {
-			return b, true
+			return b, z, true
 		}
 	}
-	return a, known
+	return a, nil, known
+}
+
+// service is one answer to the question where a named port is.
+type service struct {
+	target string // the name of a task, or of a service
+	port   uint16
+	// addresses of target at which the port is.
+	addresses addresses
+}
+
+// services finds a named port behind a canonical name, on the network that the
+// name is from, one answer for each target and port, sorted.
+func (v *view) services(port portName, name string) []service {
+	a, z, _ := v.lookup(name)
+	if z == nil {
+		return nil
+	}
+	at := z.ports[port]
+	var out []service
+	for _, ips := range [][]netip.Addr{a.v4, a.v6} {
+		for _, ip := range ips {
+			for _, p := range at[ip] {
+				s := service{target: z.owners[ip], port: p}
+				i, found := slices.BinarySearchFunc(out, s, service.compare)
+				if !found {
+					out = slices.Insert(out, i, s)
+				}
+				out[i].addresses.add(ip)
+			}
+		}
+	}
+	return out
+}
+
+func (s service) compare(t service) int {
+	return cmp.Or(cmp.Compare(s.target, t.target), cmp.Compare(s.port, t.port))
 }
 
 // owner finds the name of an address.

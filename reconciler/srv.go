@@ -1,0 +1,93 @@
+package reconciler
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	"wherry.dev/spec"
+)
+
+// portLabel is a name of a port that can stand behind an underscore in a name
+// of DNS.
+var portLabel = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_-]{0,60}[A-Za-z0-9])?$`)
+
+// describeNames adds to a document with names and virtual addresses what other
+// lookups than those of addresses need: which names are those of tasks and
+// services and no further ones, and where named ports are found. tasks hold all
+// that are on the network.
+func (v *view) describeNames(n *spec.HostNetwork, tasks []*spec.Task) {
+	behind := map[string][]netip.Addr{} // addresses of tasks and services, by key of the service
+	own := map[string]bool{}
+	for _, x := range n.VIPs {
+		if ip, err := netip.ParseAddr(x.Address); err == nil {
+			behind[x.Owner] = append(behind[x.Owner], ip)
+		}
+		stack, service, _ := spec.SplitServiceKey(x.Owner)
+		own[service], own[spec.ScopedName(stack, service)] = true, true
+	}
+	for _, t := range tasks {
+		if t.Status.State != spec.TaskRunning {
+			continue
+		}
+		for _, a := range t.Addresses {
+			if ip, ok := ipOf(a); ok && a.Network == n.Network.ID {
+				behind[serviceKey(t)] = append(behind[serviceKey(t)], ip)
+				own[v.taskName(t)] = true
+			}
+		}
+	}
+	for i := range n.Names {
+		n.Names[i].Reverse = own[n.Names[i].Name]
+	}
+	ports := map[portKey][]netip.Addr{}
+	for key, ips := range behind {
+		stack, service, _ := spec.SplitServiceKey(key)
+		for _, p := range portKeys(v.snap.Service(stack, service)) {
+			ports[p] = append(ports[p], ips...)
+		}
+	}
+	n.NamedPorts = nil
+	for _, k := range slices.SortedFunc(maps.Keys(ports), portKey.compare) {
+		n.NamedPorts = append(n.NamedPorts, spec.NamedPort{Name: k.name, Protocol: k.protocol, Port: k.port, Addresses: sortedIPs(ports[k])})
+	}
+}
+
+// portKey is a port that has a name.
+type portKey struct {
+	name, protocol string
+	port           uint16
+}
+
+func (k portKey) compare(l portKey) int {
+	return cmp.Or(cmp.Compare(k.name, l.name), cmp.Compare(k.protocol, l.protocol), cmp.Compare(k.port, l.port))
+}
+
+// portKeys are the ports of a service, if there is one, that can be asked for
+// by name, whether or not they are published. Names of DNS have no case.
+func portKeys(svc *spec.Service) []portKey {
+	if svc == nil {
+		return nil
+	}
+	var out []portKey
+	for _, p := range svc.Spec.Ports {
+		k := portKey{strings.ToLower(p.Name), p.Protocol, p.Target}
+		if portLabel.MatchString(p.Name) && !slices.Contains(out, k) {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// sortedIPs are the texts of addresses, each once.
+func sortedIPs(ips []netip.Addr) []string {
+	slices.SortFunc(ips, compareIPs)
+	var out []string
+	for _, ip := range slices.Compact(ips) {
+		out = append(out, ip.String())
+	}
+	return out
+}
