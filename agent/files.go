@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"wherry.dev/spec"
@@ -114,7 +115,7 @@ func hostGateway(t *spec.Task) (string, error) {
 func resolvFile(tmpl *spec.Template, host hostInfo) string {
 	servers, search, options := parseResolv(host.resolv)
 	if tmpl.NetworkMode == "" {
-		servers, options = []string{"127.0.0.11"}, []string{"ndots:0"}
+		servers, options = []string{"127.0.0.11"}, nil // the options are about the host's servers
 	} else if len(tmpl.DNS) > 0 {
 		servers = tmpl.DNS
 	}
@@ -123,6 +124,10 @@ func resolvFile(tmpl *spec.Template, host hostInfo) string {
 	}
 	if len(tmpl.DNSOptions) > 0 {
 		options = tmpl.DNSOptions
+	}
+	if tmpl.NetworkMode == "" && !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+		// "web" is a whole name here, to be asked before those of the search list.
+		options = append(slices.Clone(options), "ndots:0")
 	}
 	if tmpl.NetworkMode == "host" && len(tmpl.DNS)+len(tmpl.DNSSearch)+len(tmpl.DNSOptions) == 0 {
 		return host.resolv

@@ -30,6 +30,7 @@ func TestEtcFiles(t *testing.T) {
 	}{
 		{"plain", two, spec.Template{}},
 		{"named", two, spec.Template{Hostname: "shop", Domainname: "example.org", DNSSearch: []string{"svc.example.org"}, DNSOptions: []string{"timeout:3"}}},
+		{"own ndots", two, spec.Template{DNSOptions: []string{"ndots:2"}, DNS: []string{"192.0.2.99"}}},
 		{"extra hosts", two, spec.Template{ExtraHosts: []string{"db=192.0.2.9", "v6=[2001:db8::1]", "host=host-gateway"}, DNSSearch: []string{"."}}},
 		{"host network", base, spec.Template{NetworkMode: "host", ExtraHosts: []string{"host=host-gateway"}}},
 		{"host network with servers", base, spec.Template{NetworkMode: "host", DNS: []string{"192.0.2.99"}}},
@@ -58,6 +59,37 @@ func TestEtcFiles(t *testing.T) {
 	}
 	if _, err := compileEtc(&base, &spec.Template{ExtraHosts: []string{"broken"}}, host); spec.ErrorClass(err) != "invalid" {
 		t.Errorf("broken extra host: %v", err)
+	}
+}
+
+// TestNameFieldsTakeEffect: tasks that differ in nothing but one of the fields
+// about names get other files, or another sandbox.
+func TestNameFieldsTakeEffect(t *testing.T) {
+	task := spec.Task{ID: "1-42", Stack: "shop", Service: "web", Slot: 1, Addresses: []spec.Address{{Network: "1-1", IP: "10.0.1.7/24"}}}
+	compile := func(tmpl spec.Template) any {
+		f, err := compileEtc(&task, &tmpl, hostInfo{hostname: "alpha", resolv: "search lan\n"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []any{f.hostname, f.hosts, f.resolv, new(Agent).sandbox(&task, &tmpl)}
+	}
+	for name, pair := range map[string][2]spec.Template{
+		"dns":                       {{DNS: []string{"192.0.2.1"}}, {DNS: []string{"192.0.2.2"}}},
+		"dns and none":              {{DNS: []string{"192.0.2.1"}}, {}},
+		"dns of the host's network": {{NetworkMode: "host", DNS: []string{"192.0.2.1"}}, {NetworkMode: "host", DNS: []string{"192.0.2.2"}}},
+		"dns_search":                {{DNSSearch: []string{"a.example"}}, {DNSSearch: []string{"b.example"}}},
+		"dns_search and none":       {{DNSSearch: []string{"a.example"}}, {}},
+		"dns_search: a dot":         {{DNSSearch: []string{"."}}, {}},
+		"dns_opt":                   {{DNSOptions: []string{"timeout:1"}}, {DNSOptions: []string{"timeout:2"}}},
+		"dns_opt and none":          {{DNSOptions: []string{"timeout:1"}}, {}},
+		"extra_hosts":               {{ExtraHosts: []string{"a=192.0.2.1"}}, {ExtraHosts: []string{"a=host-gateway"}}},
+		"extra_hosts of IPv6":       {{ExtraHosts: []string{"a=2001:db8::1"}}, {ExtraHosts: []string{"a=2001:db8::2"}}},
+		"hostname":                  {{Hostname: "a"}, {Hostname: "b"}},
+		"domainname":                {{Domainname: "a.example"}, {Domainname: "b.example"}},
+	} {
+		if cmp.Equal(compile(pair[0]), compile(pair[1])) {
+			t.Errorf("%s has no effect: %v", name, compile(pair[0]))
+		}
 	}
 }
 
