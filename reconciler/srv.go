@@ -4,16 +4,10 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
-	"regexp"
 	"slices"
-	"strings"
 
 	"wherry.dev/spec"
 )
-
-// portLabel is a name of a port that can stand behind an underscore in a name
-// of DNS.
-var portLabel = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_-]{0,60}[A-Za-z0-9])?$`)
 
 // describeNames adds to a document with names and virtual addresses what other
 // lookups than those of addresses need: which names are those of tasks and
@@ -67,15 +61,15 @@ func (k portKey) compare(l portKey) int {
 }
 
 // portKeys are the ports of a service, if there is one, that can be asked for
-// by name, whether or not they are published. Names of DNS have no case.
+// by name, whether or not they are published.
 func portKeys(svc *spec.Service) []portKey {
 	if svc == nil {
 		return nil
 	}
 	var out []portKey
 	for _, p := range svc.Spec.Ports {
-		k := portKey{strings.ToLower(p.Name), p.Protocol, p.Target}
-		if portLabel.MatchString(p.Name) && !slices.Contains(out, k) {
+		k := portKey{p.Label(), p.Protocol, p.Target}
+		if k.name != "" && !slices.Contains(out, k) {
 			out = append(out, k)
 		}
 	}

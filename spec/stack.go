@@ -1,6 +1,9 @@
 package spec
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Stack is the document that a user applies: one Compose application, fully
 // rendered. It is complete in itself: no environment, no relative path and no
@@ -112,6 +115,15 @@ type Port struct {
 	Target   uint16      `json:"target"`
 	Protocol string      `json:"protocol"` // tcp or udp
 	Mode     PublishMode `json:"mode"`
+}
+
+// Label is the name by which SRV lookups find the port, which have no case;
+// empty when the port has no name that can stand there.
+func (p *Port) Label() string {
+	if !portLabel.MatchString(p.Name) {
+		return ""
+	}
+	return strings.ToLower(p.Name)
 }
 
 // NetworkDriver is how a network is built.

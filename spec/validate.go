@@ -20,9 +20,11 @@ const (
 )
 
 var (
-	stackName  = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
-	objectName = regexp.MustCompile(`^[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*$`)
-	dnsName    = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?$`)
+	stackName    = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
+	objectName   = regexp.MustCompile(`^[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*$`)
+	resolvOption = regexp.MustCompile(`^[A-Za-z0-9_-]+(:[A-Za-z0-9_.-]+)?$`)
+	portLabel    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_-]{0,60}[A-Za-z0-9])?$`)
+	dnsName      = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?$`)
 )
 
 // ValidateStack checks everything about s that can be checked without knowing

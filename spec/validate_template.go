@@ -156,6 +156,16 @@ func (c *checker) attachments(at string, t *Template) {
 			c.add(at+".dns", "%q is not an IP address", s)
 		}
 	}
+	for _, s := range t.DNSSearch { // a line of resolv.conf, as are the options
+		if d := strings.TrimSuffix(s, "."); s != "." && (len(d) > 253 || !dnsName.MatchString(d)) {
+			c.add(at+".dns_search", "%q is neither a domain nor a dot alone, which stands for none", s)
+		}
+	}
+	for _, s := range t.DNSOptions {
+		if !resolvOption.MatchString(s) {
+			c.add(at+".dns_options", "%q is not an option such as ndots:2", s)
+		}
+	}
 	for _, h := range t.ExtraHosts {
 		name, addr, _ := strings.Cut(h, "=")
 		if _, err := netip.ParseAddr(addr); name == "" || strings.ContainsAny(name, " \t\n") || err != nil && addr != "host-gateway" {

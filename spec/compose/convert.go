@@ -89,7 +89,7 @@ func (l *loading) refusedWithin(p string) bool {
 // modelKeys are the Compose keys of fields of spec.Template and its resources.
 var modelKeys = map[string]string{
 	"env": "environment", "hostname": "hostname", "domainname": "domainname", "working_dir": "working_dir", "labels": "labels",
-	"annotations": "annotations", "mounts": "volumes", "networks": "networks", "dns": "dns", "extra_hosts": "extra_hosts",
+	"annotations": "annotations", "mounts": "volumes", "networks": "networks", "dns": "dns", "dns_search": "dns_search", "dns_options": "dns_opt", "extra_hosts": "extra_hosts",
 	"health": "healthcheck", "stop_signal": "stop_signal", "stop_grace": "stop_grace_period", "ulimits": "ulimits",
 	"sysctls": "sysctls", "cap_add": "cap_add", "devices": "devices", "log": "logging", "platform": "platform", "image": "image",
 	"nano_cpus": "cpus", "memory": "mem_limit", "memory_swap": "memswap_limit", "pids": "pids_limit", "cpu_shares": "cpu_shares",

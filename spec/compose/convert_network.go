@@ -24,10 +24,29 @@ func (c *conversion) surveyLinks(name string) {
 			c.refuse(path{"services", name, "links"}.index(i), nearestName(target, c.p.Services), "the service %q does not exist or is not active", target)
 			continue
 		}
+		if !c.shareNetwork(name, target) {
+			c.noEffect(path{"services", name, "links"}.index(i), "no name resolves, since the services are on no network together")
+		}
 		if ok && alias != target {
 			c.aliases[target] = append(c.aliases[target], alias)
 		}
 	}
+}
+
+func (c *conversion) shareNetwork(a, b string) bool {
+	other := c.networksOf(b)
+	return slices.ContainsFunc(c.networksOf(a), func(n string) bool { return slices.Contains(other, n) })
+}
+
+// networksOf returns the networks of a service that have names.
+func (c *conversion) networksOf(service string) []string {
+	switch s := c.p.Services[service]; s.NetworkMode {
+	case "bridge", "default":
+		return []string{defaultNetwork}
+	case "":
+		return slices.DeleteFunc(slices.Collect(maps.Keys(s.Networks)), func(n string) bool { return isHostNetwork(c.p.Networks[n]) })
+	}
+	return nil
 }
 
 // nearestName returns a did-you-mean for the name of one of the things in m.
@@ -163,6 +182,9 @@ func (c *conversion) portPath(at path, i, n int) path {
 func (c *conversion) port(at path, p types.ServicePortConfig) (spec.Port, bool) {
 	out := spec.Port{Name: p.Name, HostIP: p.HostIP, Protocol: p.Protocol, Mode: spec.PublishMode(p.Mode)}
 	before := c.refusals()
+	if p.Name != "" && out.Label() == "" {
+		c.note(at.key("name"), "SRV lookups cannot find the port: %q is not made of letters, digits, - and _", p.Name)
+	}
 	if p.Target == 0 || p.Target > 65535 {
 		c.refuse(at, "", "the target port %d is not from 1 to 65535", p.Target)
 	}
