@@ -241,6 +241,17 @@ func TestE2EFullDisk(t *testing.T) {
 	}
 }
 
+// TestE2EParallel is TestParallel in a network namespace.
+func TestE2EParallel(t *testing.T) {
+	t.Setenv("KEEPER_TEST_OPENER", "netns")
+	w := newWorld(t)
+	ns := newNetNS(t, w, "ns")
+	testParallel(t, w, ns, func() (c net.Conn, err error) {
+		inside(t, ns, func() error { c, err = net.Dial("udp", "127.0.0.11:53"); return nil })
+		return c, err
+	})
+}
+
 // TestE2ELatency measures lookups inside a namespace, alone and beside a flood
 // of output.
 func TestE2ELatency(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -48,6 +49,58 @@ func TestResolver(t *testing.T) {
 	// A name of the cluster never leaves it.
 	if n := up.udp.Load(); n != 2 {
 		t.Errorf("the upstream server was asked %d times", n)
+	}
+}
+
+// TestOutside: with a first server that is silent and a second one whose answer
+// is too long for UDP, names outside resolve, over TCP as a whole, and which
+// names are outside is told by their form: a name of the cluster with a domain
+// of a search list is one.
+func TestOutside(t *testing.T) {
+	dead := newFakeServer(t, silent)
+	up := newFakeServer(t, func(q *dns.Msg, tcp bool) [][]byte {
+		m := new(dns.Msg).SetReply(q)
+		for i := range 100 {
+			m.Answer = append(m.Answer, &dns.A{Hdr: header(q.Question[0].Name, dns.TypeA), A: net.IPv4(1, 1, 1, byte(i))})
+		}
+		if strings.EqualFold(q.Question[0].Name, "short.example.com.") {
+			m.Answer = m.Answer[:1]
+		}
+		if !tcp {
+			m.Truncate(dns.MinMsgSize)
+		}
+		return [][]byte{packed(m)}
+	})
+	v := testView()
+	v.upstream = append(v.upstream, addrPort(dead.addr), addrPort(up.addr))
+	server, _, _ := startResolver(t, v)
+	began := time.Now()
+	if got, err := lookup(server, "udp", "short.example.com", dns.TypeA); got != "NOERROR 1.1.1.0" {
+		t.Errorf("got %s, %v", got, err)
+	}
+	if d := time.Since(began); d < firstTry/2 || d > firstTry+secondTry {
+		t.Errorf("the second server was asked after %v", d)
+	}
+	began = time.Now()
+	for _, name := range []string{"web.example.com", "shop.web.1.example.com", "tasks.web.example.com", "db.lan"} {
+		if got, err := lookup(server, "udp", name, dns.TypeA); !strings.HasSuffix(got, " TC") {
+			t.Errorf("%s over UDP: got %s, %v, want an answer that is cut", name, got, err)
+		}
+		if got, err := lookup(server, "tcp", name, dns.TypeA); strings.Count(got, " 1.1.1.") != 100 || strings.HasSuffix(got, "TC") {
+			t.Errorf("%s over TCP: got %s, %v, want 100 addresses", name, got, err)
+		}
+	}
+	if d := time.Since(began); d > firstTry/2 {
+		t.Errorf("the silent server is still asked first: 8 lookups took %v", d)
+	}
+	asked := up.udp.Load()
+	for _, name := range []string{"web", "WEB.", "tasks.web", "tasks.nothing", "shop.web.9", "nothing", "_http._tcp.nothing"} {
+		if got, err := lookup(server, "udp", name, dns.TypeA); strings.Contains(got, "1.1.1.") || err != nil {
+			t.Errorf("%s: got %s, %v", name, got, err)
+		}
+	}
+	if n := up.udp.Load(); n != asked {
+		t.Errorf("names of the cluster were asked outside %d times", n-asked)
 	}
 }
 
