@@ -66,7 +66,7 @@ func Compile(in Input) State {
 			publish(t, c, p.Targets)
 		}
 	}
-	st.Tables[tableName(in.Node)] = t
+	st.Tables[hostTable(in.Node)] = t
 	for _, s := range in.Tasks {
 		st.merge(in.task(s, networks))
 	}

@@ -124,7 +124,7 @@ func example() Input {
 func TestDamage(t *testing.T) {
 	bridge, veth := LinkID{Name: "wbr-1-1"}, LinkID{Name: "w1-10-1"}
 	inner := LinkID{"1-10", "eth1"}
-	table := "wherry-00c0ffee"
+	table := hostTable(testNode)
 	change := func(id LinkID, f func(*Link)) func(State) {
 		return func(s State) {
 			l := s.Links[id]
@@ -206,7 +206,7 @@ del flow udp 0.0.0.0:5300 except to 10.9.1.2
 		{"nftables: chains", func(s State) {
 			chains := s.Tables[table].Chains
 			delete(chains, "out")
-			chains["pre"] = Chain{Hook: Hook{"nat", "prerouting", -50}, Rules: chains["pre"].Rules}
+			chains["pre"] = Chain{Hook: Hook{Type: "nat", Name: "prerouting", Priority: -50}, Rules: chains["pre"].Rules}
 			chains["post"] = Chain{Hook: chains["post"].Hook, Rules: chains["post"].Rules[:1]}
 			chains["stranger"] = Chain{}
 		}, `add chain wherry-00c0ffee out

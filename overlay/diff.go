@@ -79,30 +79,37 @@ type Sysctl struct {
 func (s Sysctl) String() string { return fmt.Sprintf("sysctl %s = %s", s.Key, s.Value) }
 
 // TableChange makes or deletes a table.
-type TableChange struct{ Table string }
+type TableChange struct{ Table TableID }
 
-func (t TableChange) String() string { return "table ip " + t.Table }
+func (t TableChange) String() string { return "table " + t.Table.String() }
 
 // SetChange makes or deletes a set.
-type SetChange struct{ Table, Set string }
+type SetChange struct {
+	Table TableID
+	Set   string
+}
 
-func (s SetChange) String() string { return fmt.Sprintf("set %s %s", s.Table, s.Set) }
+func (s SetChange) String() string { return fmt.Sprintf("set %s %s", s.Table.short(), s.Set) }
 
 // Element adds or deletes an element of a set.
-type Element struct{ Table, Set, Key, Value string }
+type Element struct {
+	Table           TableID
+	Set, Key, Value string
+}
 
 func (e Element) String() string {
-	return fmt.Sprintf("element %s %s { %s }", e.Table, e.Set, element(e.Key, e.Value))
+	return fmt.Sprintf("element %s %s { %s }", e.Table.short(), e.Set, element(e.Key, e.Value))
 }
 
 // ChainChange makes a chain, or empties and fills it again, or deletes it.
 type ChainChange struct {
-	Table, Name string
-	Chain       Chain
+	Table TableID
+	Name  string
+	Chain Chain
 }
 
 func (c *ChainChange) String() string {
-	s := fmt.Sprintf("chain %s %s", c.Table, c.Name)
+	s := fmt.Sprintf("chain %s %s", c.Table.short(), c.Name)
 	for _, r := range c.Chain.Rules {
 		s += " { " + r.Text + " }"
 	}
@@ -165,9 +172,9 @@ func Diff(have, want State) []Op {
 			ops = append(ops, Op{Delete, &LinkChange{ID: id, Have: have.Links[id]}})
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(have.Tables)) {
-		if _, ok := want.Tables[name]; !ok {
-			ops = append(ops, Op{Delete, TableChange{name}})
+	for _, id := range slices.SortedFunc(maps.Keys(have.Tables), compareTables) {
+		if _, ok := want.Tables[id]; !ok {
+			ops = append(ops, Op{Delete, TableChange{id}})
 		}
 	}
 	return append(ops, claims(Delete, have.Claims, want.Claims)...)
@@ -270,14 +277,14 @@ func surplus[K interface {
 func byText[K interface{ String() string }](a, b K) int { return cmp.Compare(a.String(), b.String()) }
 
 func diffTables(have, want State) (ops, flows []Op) {
-	for _, name := range slices.Sorted(maps.Keys(want.Tables)) {
-		w := want.Tables[name]
-		h, ok := have.Tables[name]
+	for _, id := range slices.SortedFunc(maps.Keys(want.Tables), compareTables) {
+		w := want.Tables[id]
+		h, ok := have.Tables[id]
 		if !ok {
-			ops = append(ops, Op{Add, TableChange{name}})
+			ops = append(ops, Op{Add, TableChange{id}})
 		}
-		ops = append(ops, diffSets(name, h, w)...)
-		ops = append(ops, diffChains(name, h, w)...)
+		ops = append(ops, diffSets(id, h, w)...)
+		ops = append(ops, diffChains(id, h, w)...)
 		flows = append(flows, diffFlows(h, w)...)
 	}
 	return ops, flows
@@ -285,7 +292,7 @@ func diffTables(have, want State) (ops, flows []Op) {
 
 // diffSets makes sets before the rules that refer to them. Elements are
 // deleted before others are added, since a map takes a key only once.
-func diffSets(table string, have, want Table) []Op {
+func diffSets(table TableID, have, want Table) []Op {
 	var made, dropped, added []Op
 	for _, name := range slices.Sorted(maps.Keys(want.Sets)) {
 		w := want.Sets[name]
@@ -310,7 +317,7 @@ func diffSets(table string, have, want Table) []Op {
 // diffChains makes new chains empty first, because rules may jump to any of
 // them, and fills them afterwards; chains and sets that are not wanted go when
 // no rule refers to them any more.
-func diffChains(table string, have, want Table) []Op {
+func diffChains(table TableID, have, want Table) []Op {
 	var made, filled, dropped []Op
 	for _, name := range slices.Sorted(maps.Keys(want.Chains)) {
 		w := want.Chains[name]

@@ -171,7 +171,7 @@ func (k *fakeKernel) observe(q query) (observation, error) {
 		}
 	}
 	o.state.merge(k.st)
-	o.state.Tables = map[string]Table{}
+	o.state.Tables = map[TableID]Table{}
 	if !q.host {
 		o.state.Claims = map[Claim]bool{}
 		k.mu.Unlock()

@@ -65,6 +65,9 @@ func tableName(node spec.NodeID) string {
 	return "wherry-" + strings.ToLower(n)
 }
 
+// hostTable is a node's table in the host's namespace.
+func hostTable(node spec.NodeID) TableID { return TableID{Family: "ip", Name: tableName(node)} }
+
 // hostMAC is the address of all bridges of a host: 02:57 and its number. It
 // differs between hosts, so that a frame says by which host it came.
 func hostMAC(number uint32) string {

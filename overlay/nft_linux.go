@@ -143,7 +143,7 @@ func (n *nftTables) observe(o *observation) error {
 	}
 	o.warnings = append(o.warnings, n.last.warnings...)
 	if n.last.table != nil {
-		o.state.Tables[n.name] = *n.last.table
+		o.state.Tables[TableID{Family: "ip", Name: n.name}] = *n.last.table
 	}
 	return nil
 }

@@ -193,21 +193,21 @@ func baseChains() map[string]Chain {
 	return map[string]Chain{
 		// route_localnet lets bridges carry answers for 127.0.0.1; nobody behind
 		// a bridge may use that to reach the host's loopback.
-		"raw": {Hook: Hook{"filter", "prerouting", -300}, Rules: []Rule{
+		"raw": {Hook: Hook{Type: "filter", Name: "prerouting", Priority: -300}, Rules: []Rule{
 			rule(iif(setBridges), daddr(loopback), is(termDrop)),
 			rule(iif(setBridges), saddr(loopback), is(termDrop)),
 		}},
 		// A port of 127.0.0.1 must not be reachable by a neighbour that sends
 		// frames for 127.0.0.1 to us, so prerouting leaves that address alone.
-		"pre": {Hook: Hook{"nat", "prerouting", -100}, Rules: []Rule{
+		"pre": {Hook: Hook{Type: "nat", Name: "prerouting", Priority: -100}, Rules: []Rule{
 			rule(daddr(loopback), is(termReturn)),
 			rule(is(termLocal), in(termJump, "ports")),
 		}},
-		"out": {Hook: Hook{"nat", "output", -100}, Rules: []Rule{
+		"out": {Hook: Hook{Type: "nat", Name: "output", Priority: -100}, Rules: []Rule{
 			rule(is(termLocal), in(termJump, "ports")),
 		}},
 		"ports": ports,
-		"forward": {Hook: Hook{"filter", "forward", 0}, Rules: []Rule{
+		"forward": {Hook: Hook{Type: "filter", Name: "forward", Priority: 0}, Rules: []Rule{
 			rule(in(termPair, setSame), is(termAccept)),
 			rule(iif(setInternal), is(termDrop)),
 			rule(oif(setInternal), is(termDrop)),
@@ -215,14 +215,14 @@ func baseChains() map[string]Chain {
 			rule(oif(setBridges), is(termDNATed), is(termAccept)),
 			rule(oif(setBridges), is(termDrop)),
 		}},
-		"in": {Hook: Hook{"filter", "input", 0}, Rules: []Rule{
+		"in": {Hook: Hook{Type: "filter", Name: "input", Priority: 0}, Rules: []Rule{
 			rule(iif(setInternal), is(termNew), is(termDrop)),
 			rule(is(termTCP), in(termAddrPort, setRefusedAt), is(termRejectTCP)),
 			rule(in(termAddrPort, setRefusedAt), is(termReject)),
 			rule(is(termTCP), in(termPort, setRefused), is(termRejectTCP)),
 			rule(in(termPort, setRefused), is(termReject)),
 		}},
-		"post": {Hook: Hook{"nat", "postrouting", 100}, Rules: []Rule{
+		"post": {Hook: Hook{Type: "nat", Name: "postrouting", Priority: 100}, Rules: []Rule{
 			rule(oif(setBridges), is(termDNATed), saddr(loopback), is(termMasquerade)),
 		}},
 	}

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,15 +20,14 @@ type State struct {
 	FDB     map[FDB]bool
 	Sysctls map[SysctlKey]string
 	Claims  map[Claim]bool
-	// Tables by name; all are of family ip.
-	Tables map[string]Table
+	Tables  map[TableID]Table
 }
 
 // NewState returns a state in which every map can be written to.
 func NewState() State {
 	return State{
 		Links: map[LinkID]Link{}, Addrs: map[Addr]bool{}, Routes: map[Route]bool{}, FDB: map[FDB]bool{},
-		Sysctls: map[SysctlKey]string{}, Claims: map[Claim]bool{}, Tables: map[string]Table{},
+		Sysctls: map[SysctlKey]string{}, Claims: map[Claim]bool{}, Tables: map[TableID]Table{},
 	}
 }
 
@@ -204,7 +204,36 @@ type Claim struct {
 
 func (c Claim) String() string { return fmt.Sprintf("claim %s %s:%d", c.Proto, c.IP, c.Port) }
 
-// Table is an nftables table of family ip.
+// TableID names an nftables table. NS is the task whose namespace holds it;
+// empty is the host's.
+type TableID struct {
+	NS spec.TaskID
+	// Family is ip for the host's table, inet or netdev for a task's.
+	Family, Name string
+}
+
+// String returns "FAMILY NAME", or "TASK/FAMILY NAME" inside a task's
+// namespace.
+func (t TableID) String() string {
+	if t.NS == "" {
+		return t.Family + " " + t.Name
+	}
+	return string(t.NS) + "/" + t.Family + " " + t.Name
+}
+
+// short leaves out the family of the host's table: it has only one.
+func (t TableID) short() string {
+	if t.NS == "" {
+		return t.Name
+	}
+	return t.String()
+}
+
+func compareTables(a, b TableID) int {
+	return cmp.Or(cmp.Compare(a.NS, b.NS), cmp.Compare(a.Family, b.Family), cmp.Compare(a.Name, b.Name))
+}
+
+// Table is an nftables table.
 type Table struct {
 	Sets   map[string]Set
 	Chains map[string]Chain
@@ -224,13 +253,19 @@ type Chain struct {
 type Hook struct {
 	Type, Name string
 	Priority   int
+	// Device is the link that a hook of family netdev is at.
+	Device string
 }
 
 func (h Hook) String() string {
 	if h == (Hook{}) {
 		return "regular"
 	}
-	return fmt.Sprintf("type %s hook %s priority %d", h.Type, h.Name, h.Priority)
+	device := ""
+	if h.Device != "" {
+		device = " device " + h.Device
+	}
+	return fmt.Sprintf("type %s hook %s%s priority %d", h.Type, h.Name, device, h.Priority)
 }
 
 // Rule is one rule. Text is the whole of its meaning, and is stored with the
@@ -263,8 +298,8 @@ func (s State) String() string {
 		add("%s", c)
 	}
 	slices.Sort(lines)
-	for _, name := range slices.Sorted(maps.Keys(s.Tables)) {
-		lines = append(lines, s.Tables[name].lines(name)...)
+	for _, id := range slices.SortedFunc(maps.Keys(s.Tables), compareTables) {
+		lines = append(lines, s.Tables[id].lines(id)...)
 	}
 	if len(lines) == 0 {
 		return ""
@@ -272,8 +307,8 @@ func (s State) String() string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-func (t Table) lines(name string) []string {
-	lines := []string{"table ip " + name}
+func (t Table) lines(id TableID) []string {
+	lines := []string{"table " + id.String()}
 	for _, n := range slices.Sorted(maps.Keys(t.Sets)) {
 		lines = append(lines, "  set "+n)
 		for _, k := range slices.Sorted(maps.Keys(t.Sets[n])) {
