@@ -76,7 +76,7 @@ func (h *Host) begin(s spec.Sandbox) (*task, []spec.HostNetwork, error) {
 		return nil, nil, spec.Unavailablef("it is being attached already")
 	}
 	h.gen++
-	t.Sandbox, t.busy, t.gen = s, true, h.gen
+	t.Sandbox, t.busy, t.gen, t.inside, t.docs = s, true, h.gen, nil, h.docs
 	return t, h.documentsLocked(), nil
 }
 
@@ -101,6 +101,9 @@ func (h *Host) end(t *task, ok bool) {
 			delete(h.tasks, t.Task)
 		}
 		h.changedLocked()
+	}
+	if t.docs != h.docs {
+		h.changedLocked() // the loop left the task out when it changed the others
 	}
 }
 
@@ -158,6 +161,13 @@ func (h *Host) connect(s spec.Sandbox, nets []spec.HostNetwork, existed bool) er
 	for i, err := range h.kernel.apply(ops) {
 		if err = judgeSysctl(ops[i], s, err); err != nil {
 			errs = append(errs, err)
+		}
+	}
+	if left, ok := want.inside()[s.Task]; ok && len(errs) == 0 {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if t := h.tasks[s.Task]; t != nil {
+			t.inside = &left
 		}
 	}
 	return errors.Join(errs...)

@@ -57,6 +57,7 @@ func Compile(in Input) State {
 		}
 		st.merge(n.bridge(in.Node, in.mtu()))
 		n.program(t)
+		n.ends(t)
 		for _, p := range n.doc.Ports {
 			c, ok := claimOf(p)
 			if !ok || in.Refused[c] || st.Claims[c] {
@@ -67,15 +68,16 @@ func Compile(in Input) State {
 		}
 	}
 	st.Tables[hostTable(in.Node)] = t
+	shared := taskSets{}
 	for _, s := range in.Tasks {
-		st.merge(in.task(s, networks))
+		st.merge(in.task(s, networks, shared))
 	}
 	return st
 }
 
 // CompileTask returns the part of Compile's state that belongs to the task s
-// alone: both ends of its interfaces and what hangs on them.
-func CompileTask(in Input, s spec.Sandbox) State { return in.task(s, in.networks()) }
+// alone: both ends of its interfaces, what hangs on them and its tables.
+func CompileTask(in Input, s spec.Sandbox) State { return in.task(s, in.networks(), taskSets{}) }
 
 // Claims returns the ports that the documents publish, sorted.
 func Claims(networks []spec.HostNetwork) []Claim {
@@ -197,13 +199,14 @@ func publish(t Table, c Claim, targets []string) {
 	}
 }
 
-func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network) State {
+func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network, shared taskSets) State {
 	st := NewState()
 	if s.Mode == "host" {
 		return st
 	}
 	st.Links[LinkID{s.Task, "lo"}] = Link{Kind: kindLoopback, Up: true}
-	routed := false
+	var on []network
+	routed, gate := false, (*LinkID)(nil)
 	for i, a := range s.Addresses {
 		n, ok := networks[a.Network]
 		ip, err := netip.ParsePrefix(a.IP)
@@ -212,6 +215,7 @@ func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network) State 
 		}
 		host, inner := LinkID{Name: vethName(in.Node, s.Task, i)}, LinkID{s.Task, fmt.Sprintf("eth%d", i)}
 		mac := strings.ToLower(a.MAC)
+		on = append(on, n)
 		st.Links[host] = Link{
 			Kind: kindVeth, Alias: vethAlias(in.Node, s.Task, a.Network), MTU: in.mtu(), Up: true, Master: n.bridgeN,
 			// The kernel learns nothing and floods no unknown address; broadcast
@@ -229,7 +233,11 @@ func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network) State 
 		if !routed && !n.doc.Network.Spec.Internal {
 			routed = true
 			st.Routes[Route{Link: inner, Dst: "0.0.0.0/0", Via: n.gateway.String()}] = true
+			if n.spans() {
+				gate = &inner
+			}
 		}
 	}
+	shared.taskTables(st, s, on, gate)
 	return st
 }

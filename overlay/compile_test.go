@@ -230,7 +230,7 @@ del chain wherry-00c0ffee stranger
 
 func TestRemovalIsComplete(t *testing.T) {
 	have := Compile(example())
-	have.dropLinks(func(l LinkID) bool { return l.NS != "" })
+	have.dropInside(func(spec.TaskID) bool { return true })
 	want := `del link wbr-1-1
 del link wbr-1-2
 del link w1-10-0
@@ -326,6 +326,7 @@ func TestDiffConverges(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		have, want := Compile(randomInput(r)), Compile(randomInput(r))
+		have.Tables = cloneTables(have.Tables)
 		k := &fakeKernel{st: have}
 		for pass := 0; ; pass++ {
 			ops := Diff(k.st, want)
@@ -352,7 +353,7 @@ func TestDiffConverges(t *testing.T) {
 func (s State) onlyHost() string {
 	c := NewState()
 	c.merge(s)
-	c.dropLinks(func(l LinkID) bool { return l.NS != "" })
+	c.dropInside(func(spec.TaskID) bool { return true })
 	for id, l := range c.Links {
 		l.Peer, l.PeerMAC = LinkID{}, ""
 		c.Links[id] = l

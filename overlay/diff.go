@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
+
+	"wherry.dev/spec"
 )
 
 // Verb is what an operation does.
@@ -116,45 +116,19 @@ func (c *ChainChange) String() string {
 	return s
 }
 
-// Flow forgets the connections of a UDP port of the host that do not lead to
-// one of Targets: the kernel would send them to a task that is gone for as
-// long as the client keeps sending.
-type Flow struct {
-	// IP is 0.0.0.0 for a port of all addresses.
-	IP   string
-	Port uint16
-	// Targets are those that flows may stay with, Gone those that left.
-	Targets, Gone []netip.Addr
-}
-
-func (f Flow) String() string {
-	return fmt.Sprintf("flow udp %s:%d except to %s", f.IP, f.Port, join(f.Targets))
-}
-
-func join(a []netip.Addr) string {
-	if len(a) == 0 {
-		return "nobody"
-	}
-	s := make([]string, len(a))
-	for i := range a {
-		s[i] = a[i].String()
-	}
-	return strings.Join(s, ",")
-}
-
 // Diff returns the operations that lead from have to want, in order: first
 // what protects and forwards, then links and what hangs on them, and at last
-// what goes. All nftables operations but the deletion of a table stand
-// together and are one transaction.
+// what goes. All nftables operations of a namespace but the deletion of a table
+// stand together and are one transaction. Those of tasks come after the links,
+// since one of their chains is at a link.
 //
-// Inside a task's namespace nothing is deleted: what a task adds there is its
-// own business.
+// Inside a task's namespace nothing is deleted but in our own tables: what a
+// task adds there is its own business.
 func Diff(have, want State) []Op {
 	var ops []Op
 	ops = append(ops, claims(Add, want.Claims, have.Claims)...)
 	ops = append(ops, sysctls(have, want, func(k SysctlKey) bool { return k.Path == sysctlForward })...)
-	nft, flows := diffTables(have, want)
-	ops = append(ops, nft...)
+	ops = append(ops, diffTables(have, want, func(t TableID) bool { return t.NS == "" })...)
 	links, fresh := diffLinks(have, want)
 	ops = append(ops, links...)
 	ops = append(ops, sysctls(have, want, func(k SysctlKey) bool { return k.Path != sysctlForward })...)
@@ -162,7 +136,8 @@ func Diff(have, want State) []Op {
 	ops = append(ops, missing(want.Addrs, have.Addrs, func(a Addr) LinkID { return a.Link }, fresh)...)
 	ops = append(ops, missing(want.Routes, have.Routes, func(r Route) LinkID { return r.Link }, fresh)...)
 	ops = append(ops, missing(want.FDB, have.FDB, func(f FDB) LinkID { return LinkID{Name: f.Link} }, fresh)...)
-	ops = append(ops, flows...)
+	ops = append(ops, diffTables(have, want, func(t TableID) bool { return t.NS != "" })...)
+	ops = append(ops, diffFlows(have, want)...)
 
 	kept := func(id LinkID) bool { _, ok := want.Links[id]; return ok && id.NS == "" }
 	ops = append(ops, surplus(have.FDB, want.FDB, func(f FDB) bool { return kept(LinkID{Name: f.Link}) })...)
@@ -173,7 +148,7 @@ func Diff(have, want State) []Op {
 		}
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(have.Tables), compareTables) {
-		if _, ok := want.Tables[id]; !ok {
+		if _, ok := want.Tables[id]; !ok && (id.NS == "" || concerns(want, id.NS)) {
 			ops = append(ops, Op{Delete, TableChange{id}})
 		}
 	}
@@ -276,8 +251,18 @@ func surplus[K interface {
 
 func byText[K interface{ String() string }](a, b K) int { return cmp.Compare(a.String(), b.String()) }
 
-func diffTables(have, want State) (ops, flows []Op) {
+// concerns reports whether the inside of a task's namespace is wanted; then lo
+// is.
+func concerns(want State, task spec.TaskID) bool {
+	_, ok := want.Links[LinkID{task, "lo"}]
+	return ok
+}
+
+func diffTables(have, want State, which func(TableID) bool) (ops []Op) {
 	for _, id := range slices.SortedFunc(maps.Keys(want.Tables), compareTables) {
+		if !which(id) {
+			continue
+		}
 		w := want.Tables[id]
 		h, ok := have.Tables[id]
 		if !ok {
@@ -285,9 +270,8 @@ func diffTables(have, want State) (ops, flows []Op) {
 		}
 		ops = append(ops, diffSets(id, h, w)...)
 		ops = append(ops, diffChains(id, h, w)...)
-		flows = append(flows, diffFlows(h, w)...)
 	}
-	return ops, flows
+	return ops
 }
 
 // diffSets makes sets before the rules that refer to them. Elements are
@@ -299,6 +283,9 @@ func diffSets(table TableID, have, want Table) []Op {
 		h, ok := have.Sets[name]
 		if !ok {
 			made = append(made, Op{Add, SetChange{table, name}})
+		}
+		if maps.Equal(h, w) {
+			continue
 		}
 		for _, k := range slices.Sorted(maps.Keys(h)) {
 			if v, keep := w[k]; !keep || v != h[k] {
@@ -346,58 +333,17 @@ func diffChains(table TableID, have, want Table) []Op {
 	return slices.Concat(made, filled, dropped)
 }
 
-// diffFlows returns the UDP ports whose targets changed.
-func diffFlows(have, want Table) []Op {
-	h, w := udpTargets(have), udpTargets(want)
-	ports := slices.SortedFunc(maps.Keys(w), compareClaims)
-	for p := range h {
-		if _, ok := w[p]; !ok {
-			ports = append(ports, p)
-		}
+// tableOf returns the table that an operation on nftables is about.
+func tableOf(o Op) TableID {
+	switch x := o.Object.(type) {
+	case TableChange:
+		return x.Table
+	case SetChange:
+		return x.Table
+	case Element:
+		return x.Table
+	case *ChainChange:
+		return x.Table
 	}
-	slices.SortFunc(ports, compareClaims)
-	var ops []Op
-	for _, p := range ports {
-		var gone []netip.Addr
-		for _, a := range h[p] {
-			if !slices.Contains(w[p], a) {
-				gone = append(gone, a)
-			}
-		}
-		if len(gone) > 0 || len(h[p]) == 0 && len(w[p]) > 0 {
-			ops = append(ops, Op{Delete, Flow{IP: p.IP, Port: p.Port, Targets: w[p], Gone: gone}})
-		}
-	}
-	return ops
-}
-
-// udpTargets returns the sorted addresses behind each published UDP port.
-func udpTargets(t Table) map[Claim][]netip.Addr {
-	out := map[Claim][]netip.Addr{}
-	for name, set := range t.Sets {
-		at := strings.HasPrefix(name, mapAt)
-		for key, value := range set {
-			f := strings.Split(key, " . ")
-			c := Claim{Proto: "udp", IP: "0.0.0.0"}
-			if at {
-				c.IP, f = f[0], f[1:]
-			}
-			ip, _, _ := strings.Cut(value, " . ")
-			a, err := netip.ParseAddr(ip)
-			if err != nil || f[0] != "udp" {
-				continue
-			}
-			port, err := strconv.ParseUint(f[1], 10, 16)
-			if err != nil {
-				continue
-			}
-			c.Port = uint16(port)
-			out[c] = append(out[c], a)
-		}
-	}
-	for c, list := range out {
-		slices.SortFunc(list, netip.Addr.Compare)
-		out[c] = slices.Compact(list)
-	}
-	return out
+	return TableID{}
 }

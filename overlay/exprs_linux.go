@@ -81,6 +81,9 @@ func (t term) exprs() []expr.Any {
 		const portUnreachable = 3
 		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: portUnreachable}}
 	}
+	if out := t.taskExprs(); out != nil {
+		return out
+	}
 	panic(fmt.Sprintf("overlay: term %q has no expression", t))
 }
 

@@ -24,7 +24,9 @@ type fakeKernel struct {
 	taken map[Claim]error
 	// looking is called by observe between reading and returning.
 	looking func()
-	dirty   func()
+	// looks are the tasks that were looked into.
+	looks []spec.TaskID
+	dirty func()
 }
 
 func (k *fakeKernel) take() []string {
@@ -115,6 +117,19 @@ func (k *fakeKernel) applyLocked(o Op) error {
 	return nil
 }
 
+// cloneTables returns tables whose sets nothing else shares.
+func cloneTables(tables map[TableID]Table) map[TableID]Table {
+	out := map[TableID]Table{}
+	for id, t := range tables {
+		c := Table{Sets: map[string]Set{}, Chains: maps.Clone(t.Chains)}
+		for s := range t.Sets {
+			c.Sets[s] = maps.Clone(t.Sets[s])
+		}
+		out[id] = c
+	}
+	return out
+}
+
 func set[K comparable](m map[K]bool, key K, verb Verb) {
 	if verb == Delete {
 		delete(m, key)
@@ -171,21 +186,15 @@ func (k *fakeKernel) observe(q query) (observation, error) {
 		}
 	}
 	o.state.merge(k.st)
-	o.state.Tables = map[TableID]Table{}
+	o.state.Tables = cloneTables(k.st.Tables)
+	k.looks = append(k.looks, q.inside...)
+	o.state.dropInside(func(t spec.TaskID) bool { return !o.inside[t] })
 	if !q.host {
 		o.state.Claims = map[Claim]bool{}
+		maps.DeleteFunc(o.state.Tables, func(t TableID, _ Table) bool { return t.NS == "" })
 		k.mu.Unlock()
-		o.state.dropLinks(func(l LinkID) bool { return l.NS != "" && !o.inside[l.NS] })
 		return o, nil
 	}
-	for n, t := range k.st.Tables {
-		c := Table{Sets: map[string]Set{}, Chains: maps.Clone(t.Chains)}
-		for s := range t.Sets {
-			c.Sets[s] = maps.Clone(t.Sets[s])
-		}
-		o.state.Tables[n] = c
-	}
-	o.state.dropLinks(func(l LinkID) bool { return l.NS != "" && !o.inside[l.NS] })
 	looking := k.looking
 	k.mu.Unlock()
 	if looking != nil {

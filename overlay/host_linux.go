@@ -71,6 +71,7 @@ type Host struct {
 	doomed  map[spec.TaskID]bool // namespaces to be removed
 	gen     uint64               // of the task that changed last
 	change  uint64               // counts changes of what is wanted
+	docs    uint64               // counts changes of nets
 	at      uint64               // change that the kernel was brought to
 	unsaved bool                 // nets has changed since it was written to the run folder
 	mtu     int                  // of the underlay, as it was last seen
@@ -91,6 +92,10 @@ type task struct {
 	gen uint64
 	// ready: its namespace can take a resolver.
 	ready bool
+	// inside is what its namespace was left with; nil is not known.
+	inside *State
+	// docs is Host.docs as Attach found it.
+	docs uint64
 }
 
 // sandboxes keeps the namespaces of tasks; *namespaces is the real one.
@@ -209,6 +214,7 @@ func (h *Host) Set(nets []spec.HostNetwork) {
 	h.nets, h.known = next, true
 	if !same {
 		h.unsaved = true
+		h.docs++
 		h.changedLocked()
 		return
 	}
@@ -301,7 +307,7 @@ func (h *Host) Run(ctx context.Context) error {
 		case err := <-failed:
 			return fmt.Errorf("run network: %w", err)
 		case <-h.wake:
-			full = true
+			full = false
 		case <-tick.C:
 			full = true
 		case <-h.event:
@@ -332,7 +338,7 @@ func (h *Host) clear() {
 }
 
 // converge brings the kernel to what is wanted. With full, the namespaces of
-// tasks are looked into as well.
+// all tasks are looked into.
 func (h *Host) converge(full bool) {
 	h.passMu.Lock()
 	defer h.passMu.Unlock()
@@ -345,7 +351,7 @@ func (h *Host) converge(full bool) {
 		if len(ops)-failed == 0 {
 			return
 		}
-		full = true // what hangs on a new link is wanted too
+		full = false // what may have changed inside is looked at in any case
 		// A packet may have been on its way between the map that sent it to an
 		// old target and the entry that remembers it, so flows are forgotten
 		// once more.
@@ -369,15 +375,9 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	k, change := h.kernel, h.change
 	nets, unsaved := h.documentsLocked(), h.unsaved
 	h.unsaved = false
-	gens, q := map[spec.TaskID]uint64{}, query{host: true}
-	for id, t := range h.tasks {
-		if !t.busy {
-			gens[id] = t.gen
-			if full {
-				q.inside = append(q.inside, id)
-			}
-		}
-	}
+	q := query{host: true}
+	gens, look, known := h.recallLocked(full)
+	q.inside = look
 	h.mu.Unlock()
 	h.tryNets(change, nets)
 
@@ -395,6 +395,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 		return nil, 0
 	}
 	problems := []error{err}
+	seen.recall(known)
 
 	h.mu.Lock()
 	in := Input{Node: h.c.Node, Networks: nets, MTU: cmp.Or(seen.mtu, h.mtu), Refused: map[Claim]bool{}}
@@ -421,10 +422,11 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 		}
 	}
 	seen.state.dropLinks(func(l LinkID) bool { return l.NS == "" && hands[l.Name] })
-	want.dropLinks(func(l LinkID) bool { return l.NS != "" && !seen.inside[l.NS] })
+	want.dropInside(func(t spec.TaskID) bool { return !seen.inside[t] })
 
 	ops = Diff(seen.state, want)
 	errs := k.apply(ops)
+	h.remember(gens, want, ops, errs)
 	problems = append(problems, k.apply(again)...)
 	for i, o := range ops {
 		switch {

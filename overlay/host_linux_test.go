@@ -183,6 +183,7 @@ func TestHostAttach(t *testing.T) {
 		}
 		b.Set(nil)
 		synctest.Wait()
+		b.k.st.dropInside(func(spec.TaskID) bool { return true }) // which went with the namespace
 		if len(b.k.st.Tables) > 0 || len(b.spaces.boxes) > 0 || len(b.dns.last.resolvers) > 0 || strings.Contains(b.k.st.String(), "w1-10") {
 			t.Errorf("after Detach:\n%s\nboxes %v, resolvers %v", b.k.st, b.spaces.boxes, b.dns.last.resolvers)
 		}

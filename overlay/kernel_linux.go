@@ -74,6 +74,8 @@ type linuxKernel struct {
 	// does not wait behind the dumps of the former.
 	rt, fast *netlink.Handle
 	nft      *nftTables
+	// scan reads all connections to find some, as an older kernel has it.
+	scan bool
 
 	claimMu sync.Mutex
 	held    map[Claim]int // file descriptors; -1 while only closing connections are in the way
@@ -295,6 +297,9 @@ func (k *linuxKernel) observeInside(t spec.TaskID, o *observation) error {
 	id := func(index int) (LinkID, bool) { return LinkID{t, names[index]}, names[index] != "" }
 	if _, err := observeAddrs(h, &o.state, id); err != nil {
 		return fmt.Errorf("task %s: %w", t, err)
+	}
+	if err := k.observeTables(t, o); err != nil {
+		return err
 	}
 	o.inside[t] = true
 	return nil

@@ -29,10 +29,11 @@ type namespaces struct {
 	// handles are netlink sockets inside namespaces. A socket keeps its
 	// namespace alive, so they are closed before a namespace is removed.
 	handles map[spec.TaskID]*netlink.Handle
+	tables  map[spec.TaskID]*nftTables
 }
 
 func newNamespaces(runDir string) *namespaces {
-	return &namespaces{dir: filepath.Join(runDir, "netns"), handles: map[spec.TaskID]*netlink.Handle{}}
+	return &namespaces{dir: filepath.Join(runDir, "netns"), handles: map[spec.TaskID]*netlink.Handle{}, tables: map[spec.TaskID]*nftTables{}}
 }
 
 func (n *namespaces) path(t spec.TaskID) string { return filepath.Join(n.dir, string(t)) }
@@ -219,6 +220,10 @@ func (n *namespaces) drop(t spec.TaskID) {
 	if h := n.handles[t]; h != nil {
 		h.Close()
 		delete(n.handles, t)
+	}
+	if nft := n.tables[t]; nft != nil {
+		nft.close()
+		delete(n.tables, t)
 	}
 }
 

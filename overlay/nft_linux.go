@@ -13,22 +13,33 @@ import (
 	"github.com/google/nftables/userdata"
 	mdl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"wherry.dev/spec"
 )
 
-// nftTables reads and writes the one table of a node. The table is owned by
-// our socket and persists without it where the kernel can do that (6.9): then
-// nobody else's flush touches it, and the next daemon takes it over.
+// nftTables reads and writes our tables of one namespace. The host's one table
+// is owned by our socket and persists without it where the kernel can do that
+// (6.9): then nobody else's flush touches it, and the next daemon takes it
+// over. Those of a task have no owner, see nftInside.
 type nftTables struct {
+	// name of the host's table, which is of family ip.
 	name string
 	// shared keeps the table without an owner, as an older kernel has it.
 	shared bool
+	// enter opens the namespace of a task; nil is the host's.
+	enter func() (int, error)
+	// gone: the namespace of the task is being removed.
+	gone bool
 
 	mu   sync.Mutex
 	conn *nftables.Conn
 	raw  *mdl.Conn
 	own  bool // the table has been made or claimed by this socket
-	// last is what was read last; nil for nothing.
+	// last is what was read last of the host; nil for nothing.
 	last *nftReading
+	// seen are a task's tables as they were in generation gen; nil is not known.
+	seen map[TableID]Table
+	gen  uint32
 }
 
 // nftReading is what there was in one generation of the kernel's nftables.
@@ -50,19 +61,36 @@ const (
 	tablePersist = 0x4 // NFT_TABLE_F_PERSIST
 )
 
-func (n *nftTables) table() *nftables.Table {
-	return &nftables.Table{Name: n.name, Family: nftables.TableFamilyIPv4}
+func (n *nftTables) hostID() TableID { return TableID{Family: "ip", Name: n.name} }
+
+func nftTable(id TableID) *nftables.Table {
+	families := map[string]nftables.TableFamily{
+		"ip": nftables.TableFamilyIPv4, familyInet: nftables.TableFamilyINet, familyNetdev: nftables.TableFamilyNetdev,
+	}
+	return &nftables.Table{Name: id.Name, Family: families[id.Family]}
 }
 
 func (n *nftTables) openLocked() error {
 	if n.conn != nil {
 		return nil
 	}
-	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdl.Conn) error {
+	if n.gone {
+		return spec.NotFoundf("the network namespace of the task is being removed")
+	}
+	opts := []nftables.ConnOption{nftables.AsLasting()}
+	if n.enter != nil {
+		fd, err := n.enter()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		opts = append(opts, nftables.WithNetNSFd(fd))
+	}
+	conn, err := nftables.New(append(opts, nftables.WithSockOptions(func(c *mdl.Conn) error {
 		n.raw = c
 		// A transaction is one write, and its acknowledgements are read after it.
 		return errors.Join(c.SetWriteBuffer(socketBuffer), c.SetReadBuffer(socketBuffer))
-	}))
+	}))...)
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
@@ -70,13 +98,19 @@ func (n *nftTables) openLocked() error {
 	return nil
 }
 
-// close gives up the ownership; the table stays.
+// close gives up the ownership; the table stays. Inside a task's namespace it
+// is for good.
 func (n *nftTables) close() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.gone = n.enter != nil
+	n.closeLocked()
+}
+
+func (n *nftTables) closeLocked() {
 	if n.conn != nil {
 		_ = n.conn.CloseLasting()
-		n.conn, n.raw, n.own = nil, nil, false
+		n.conn, n.raw, n.own, n.seen = nil, nil, false, nil
 	}
 }
 
@@ -102,6 +136,11 @@ func (n *nftTables) claimLocked() error {
 	return nil
 }
 
+// nfHeader begins every message of netfilter.
+func nfHeader(family byte, resource uint16) []byte {
+	return append([]byte{family, unix.NFNETLINK_V0}, binary.BigEndian.AppendUint16(nil, resource)...)
+}
+
 // newTableLocked sends NEWTABLE with flags, which the library always sends as
 // zero.
 func (n *nftTables) newTableLocked(flags uint32) error {
@@ -112,16 +151,13 @@ func (n *nftTables) newTableLocked(flags uint32) error {
 	if err != nil {
 		return err
 	}
-	header := func(family byte, resource uint16) []byte {
-		return append([]byte{family, unix.NFNETLINK_V0}, binary.BigEndian.AppendUint16(nil, resource)...)
-	}
 	msgs := []mdl.Message{
-		{Header: mdl.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: mdl.Request}, Data: header(0, unix.NFNL_SUBSYS_NFTABLES)},
+		{Header: mdl.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: mdl.Request}, Data: nfHeader(0, unix.NFNL_SUBSYS_NFTABLES)},
 		{
 			Header: mdl.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE, Flags: mdl.Request | mdl.Acknowledge | mdl.Create},
-			Data:   append(header(unix.NFPROTO_IPV4, 0), attrs...),
+			Data:   append(nfHeader(unix.NFPROTO_IPV4, 0), attrs...),
 		},
-		{Header: mdl.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: mdl.Request}, Data: header(0, unix.NFNL_SUBSYS_NFTABLES)},
+		{Header: mdl.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: mdl.Request}, Data: nfHeader(0, unix.NFNL_SUBSYS_NFTABLES)},
 	}
 	if _, err := n.raw.SendMessages(msgs); err != nil {
 		return err
@@ -137,13 +173,12 @@ func (n *nftTables) observe(o *observation) error {
 	defer n.mu.Unlock()
 	if err := n.observeLocked(); err != nil {
 		// Answers may be left in the socket; the next pass takes a new one.
-		_ = n.conn.CloseLasting()
-		n.conn, n.raw, n.own = nil, nil, false
+		n.closeLocked()
 		return fmt.Errorf("read nftables: %w", err)
 	}
 	o.warnings = append(o.warnings, n.last.warnings...)
 	if n.last.table != nil {
-		o.state.Tables[TableID{Family: "ip", Name: n.name}] = *n.last.table
+		o.state.Tables[n.hostID()] = *n.last.table
 	}
 	return nil
 }
@@ -185,14 +220,14 @@ func (n *nftTables) observeLocked() error {
 		return err
 	}
 	t := Table{Sets: map[string]Set{}, Chains: map[string]Chain{}}
-	if err := n.readSetsLocked(t); err != nil {
+	if err := n.readSetsLocked(n.hostID(), t); err != nil {
 		return err
 	}
 	for _, c := range chains {
 		if c.Table == nil || c.Table.Name != n.name || c.Table.Family != nftables.TableFamilyIPv4 {
 			continue
 		}
-		rules, err := n.conn.GetRules(n.table(), c)
+		rules, err := n.conn.GetRules(nftTable(n.hostID()), c)
 		if err != nil {
 			return err
 		}
@@ -207,40 +242,12 @@ func (n *nftTables) observeLocked() error {
 	return nil
 }
 
-// generationLocked returns the number of the kernel's newest transaction on the
-// nftables of this network namespace.
-func (n *nftTables) generationLocked() (uint32, error) {
-	const generationID = 1 // NFTA_GEN_ID
-	msgs, err := n.raw.Execute(mdl.Message{
-		Header: mdl.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: mdl.Request},
-		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
-	})
-	if err != nil {
-		return 0, fmt.Errorf("read the generation: %w", err)
-	}
-	for _, m := range msgs {
-		if len(m.Data) < 4 {
-			continue
-		}
-		attrs, err := mdl.UnmarshalAttributes(m.Data[4:])
-		if err != nil {
-			return 0, fmt.Errorf("read the generation: %w", err)
-		}
-		for _, a := range attrs {
-			if a.Type == generationID && len(a.Data) == 4 {
-				return binary.BigEndian.Uint32(a.Data), nil
-			}
-		}
-	}
-	return 0, errors.New("read the generation: the kernel names none")
-}
-
-func (n *nftTables) readSetsLocked(t Table) error {
-	sets, err := n.conn.GetSets(n.table())
+func (n *nftTables) readSetsLocked(id TableID, t Table) error {
+	sets, err := n.conn.GetSets(nftTable(id))
 	if err != nil {
 		return err
 	}
-	types := setTypes()
+	types := typesOf(id)
 	for _, s := range sets {
 		out := Set{}
 		t.Sets[s.Name] = out
@@ -285,7 +292,7 @@ func foreignDrops(chains []*nftables.Chain, ours string) []string {
 	return out
 }
 
-// transact does operations on nftables as one transaction.
+// transact does operations on the nftables of the namespace as one transaction.
 func (n *nftTables) transact(ops []Op) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -293,13 +300,20 @@ func (n *nftTables) transact(ops []Op) error {
 		return err
 	}
 	if err := n.transactLocked(ops); err != nil {
+		if n.enter != nil {
+			n.closeLocked() // answers may be left in it
+		}
 		return fmt.Errorf("change nftables, %d operations from %q: %w", len(ops), ops[0], err)
 	}
 	return nil
 }
 
 func (n *nftTables) transactLocked(ops []Op) error {
+	n.seen = nil
 	for _, o := range ops {
+		if n.enter != nil {
+			break
+		}
 		if _, ok := o.Object.(TableChange); !ok || o.Verb != Delete {
 			if err := n.claimLocked(); err != nil {
 				return err
@@ -307,10 +321,13 @@ func (n *nftTables) transactLocked(ops []Op) error {
 			break
 		}
 	}
-	types, elems := setTypes(), newElementBatch(n)
+	elems, types := elementBatch{conn: n.conn}, map[TableID]map[string]setType{}
 	for _, o := range ops {
+		if id := tableOf(o); types[id] == nil {
+			types[id] = typesOf(id)
+		}
 		if e, ok := o.Object.(Element); ok {
-			if err := elems.add(o.Verb, e, types[e.Set]); err != nil {
+			if err := elems.add(o.Verb, e, types[e.Table][e.Set]); err != nil {
 				return err
 			}
 			continue
@@ -318,7 +335,7 @@ func (n *nftTables) transactLocked(ops []Op) error {
 		if err := elems.flush(); err != nil {
 			return err
 		}
-		if err := n.queueLocked(o, types); err != nil {
+		if err := n.queueLocked(o, types[tableOf(o)]); err != nil {
 			return err
 		}
 	}
@@ -333,12 +350,15 @@ func (n *nftTables) transactLocked(ops []Op) error {
 }
 
 func (n *nftTables) queueLocked(o Op, types map[string]setType) error {
-	t := n.table()
+	t := nftTable(tableOf(o))
 	switch x := o.Object.(type) {
 	case TableChange:
-		if o.Verb == Delete {
+		switch {
+		case o.Verb == Delete:
 			n.conn.DelTable(t)
 			n.own = false
+		case n.enter != nil: // the host's has been claimed
+			n.conn.AddTable(t)
 		}
 	case SetChange:
 		s := nftSet(t, x.Set, types[x.Set])
@@ -371,23 +391,22 @@ func (n *nftTables) queueLocked(o Op, types map[string]setType) error {
 
 // elementBatch joins operations on elements of one set into one message.
 type elementBatch struct {
-	n    *nftTables
-	verb Verb
-	set  *nftables.Set
-	list []nftables.SetElement
+	conn  *nftables.Conn
+	verb  Verb
+	table TableID
+	set   *nftables.Set
+	list  []nftables.SetElement
 }
-
-func newElementBatch(n *nftTables) *elementBatch { return &elementBatch{n: n} }
 
 // maxBatch bounds the elements of one message, whose lengths have 16 bits.
 const maxBatch = 500
 
 func (b *elementBatch) add(verb Verb, e Element, t setType) error {
-	if b.set == nil || b.set.Name != e.Set || b.verb != verb || len(b.list) == maxBatch {
+	if b.set == nil || b.table != e.Table || b.set.Name != e.Set || b.verb != verb || len(b.list) == maxBatch {
 		if err := b.flush(); err != nil {
 			return err
 		}
-		b.verb, b.set = verb, nftSet(b.n.table(), e.Set, t)
+		b.verb, b.table, b.set = verb, e.Table, nftSet(nftTable(e.Table), e.Set, t)
 	}
 	key, err := encode(t.key, e.Key)
 	if err != nil {
@@ -410,9 +429,9 @@ func (b *elementBatch) flush() error {
 	list := b.list
 	b.list = nil
 	if b.verb == Delete {
-		return b.n.conn.SetDeleteElements(b.set, list)
+		return b.conn.SetDeleteElements(b.set, list)
 	}
-	return b.n.conn.SetAddElements(b.set, list)
+	return b.conn.SetAddElements(b.set, list)
 }
 
 func nftChain(t *nftables.Table, name string, h Hook) *nftables.Chain {
@@ -422,10 +441,11 @@ func nftChain(t *nftables.Table, name string, h Hook) *nftables.Chain {
 	}
 	hooks := map[string]*nftables.ChainHook{
 		"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "forward": nftables.ChainHookForward,
-		"output": nftables.ChainHookOutput, "postrouting": nftables.ChainHookPostrouting,
+		"output": nftables.ChainHookOutput, "postrouting": nftables.ChainHookPostrouting, "egress": nftables.ChainHookEgress,
 	}
 	accept := nftables.ChainPolicyAccept
 	c.Hooknum, c.Type, c.Policy = hooks[h.Name], nftables.ChainType(h.Type), &accept
+	c.Device = h.Device
 	c.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(h.Priority))
 	return c
 }

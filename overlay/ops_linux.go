@@ -21,10 +21,11 @@ func (k *linuxKernel) apply(ops []Op) []error {
 	for i := 0; i < len(ops); i++ {
 		if isNFT(ops[i]) {
 			end := i + 1
-			for end < len(ops) && isNFT(ops[end]) {
+			ns := tableOf(ops[i]).NS
+			for end < len(ops) && isNFT(ops[end]) && tableOf(ops[end]).NS == ns {
 				end++
 			}
-			err := k.nft.transact(ops[i:end])
+			err := k.nftIn(ns).transact(ops[i:end])
 			for ; i < end; i++ {
 				errs[i] = err
 			}
@@ -68,6 +69,9 @@ func (k *linuxKernel) applyOne(o Op) error {
 		}
 		return k.claim([]Claim{x})[x]
 	case Flow:
+		if x.Port == 0 {
+			return k.forgetEnds(x)
+		}
 		return k.forget(x)
 	case Addr:
 		return k.applyAddr(o.Verb, x)
@@ -424,7 +428,7 @@ func (k *linuxKernel) applyFDB(verb Verb, f FDB) error {
 	return h.NeighSet(n)
 }
 
-// forget deletes the connection tracking entries that Flow describes.
+// forget deletes the connection tracking entries of a port of the host.
 func (k *linuxKernel) forget(f Flow) error {
 	local := map[netip.Addr]bool{}
 	addrs, err := dump(func() ([]netlink.Addr, error) { return k.rt.AddrList(nil, unix.AF_INET) })

@@ -92,6 +92,9 @@ func (t term) String() string {
 	case termReject:
 		return "reject"
 	}
+	if text := t.taskText(); text != "" {
+		return text
+	}
 	panic(fmt.Sprintf("overlay: term %d has no text", t.kind))
 }
 
@@ -122,6 +125,7 @@ const (
 	setSame      = "same"       // each bridge with itself: traffic within a network
 	setRefused   = "refused"    // published ports without a ready task
 	setRefusedAt = "refused_at" // the same for one address of the host
+	setEnds      = "ends"       // tasks on our networks; no rule asks, see diffFlows
 	mapAny       = "any"        // + slots: published on every address
 	mapAt        = "at"         // + slots: published on one address
 )
@@ -159,7 +163,7 @@ const (
 // setType is the type of a set; value is empty for a set that is no map.
 type setType struct{ key, value []fieldType }
 
-// setTypes gives the type of every set by its name.
+// setTypes gives the type of every set of the host's table by its name.
 func setTypes() map[string]setType {
 	target := []fieldType{fieldIPv4, fieldPort}
 	types := map[string]setType{
@@ -168,6 +172,7 @@ func setTypes() map[string]setType {
 		setSame:      {key: []fieldType{fieldIfname, fieldIfname}},
 		setRefused:   {key: []fieldType{fieldProto, fieldPort}},
 		setRefusedAt: {key: []fieldType{fieldIPv4, fieldProto, fieldPort}},
+		setEnds:      {key: []fieldType{fieldIPv4}},
 	}
 	for _, n := range slotClasses {
 		types[slotMap(mapAny, n)] = setType{[]fieldType{fieldProto, fieldPort, fieldSlot}, target}

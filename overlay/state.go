@@ -342,6 +342,45 @@ func (s State) merge(o State) {
 	maps.Copy(s.Tables, o.Tables)
 }
 
+// dropInside removes from s, in place, the insides of namespaces of tasks for
+// which drop holds.
+func (s State) dropInside(drop func(spec.TaskID) bool) {
+	s.dropLinks(func(l LinkID) bool { return l.NS != "" && drop(l.NS) })
+	maps.DeleteFunc(s.Tables, func(t TableID, _ Table) bool { return t.NS != "" && drop(t.NS) })
+}
+
+// inside returns the parts of s that are inside namespaces of tasks.
+func (s State) inside() map[spec.TaskID]State {
+	out := map[spec.TaskID]State{}
+	of := func(t spec.TaskID) State {
+		if _, ok := out[t]; !ok {
+			out[t] = NewState()
+		}
+		return out[t]
+	}
+	for l, v := range s.Links {
+		if l.NS != "" {
+			of(l.NS).Links[l] = v
+		}
+	}
+	for a := range s.Addrs {
+		if a.Link.NS != "" {
+			of(a.Link.NS).Addrs[a] = true
+		}
+	}
+	for r := range s.Routes {
+		if r.Link.NS != "" {
+			of(r.Link.NS).Routes[r] = true
+		}
+	}
+	for t, v := range s.Tables {
+		if t.NS != "" {
+			of(t.NS).Tables[t] = v
+		}
+	}
+	return out
+}
+
 // dropLinks removes from s, in place, every link for which drop holds and what
 // hangs on it.
 func (s State) dropLinks(drop func(LinkID) bool) {

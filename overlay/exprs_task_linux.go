@@ -1,0 +1,68 @@
+package overlay
+
+import (
+	"encoding/binary"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// taskExprs translates a term of a task's rules; nil is any other. Marks and
+// payload are copied through a register as they are, so their byte order is
+// the same on the way in and out.
+func (t term) taskExprs() []expr.Any {
+	mac := func(offset, size uint32) *expr.Payload {
+		return &expr.Payload{Base: expr.PayloadBaseLLHeader, Offset: offset, Len: size}
+	}
+	load := func(offset, size uint32) expr.Any {
+		p := mac(offset, size)
+		p.OperationType, p.DestRegister = expr.PayloadLoad, reg32(0)
+		return p
+	}
+	store := func(offset, size uint32) expr.Any {
+		p := mac(offset, size)
+		p.OperationType, p.SourceRegister = expr.PayloadWrite, reg32(0)
+		return p
+	}
+	cmp := func(op expr.CmpOp, data ...byte) expr.Any { return &expr.Cmp{Op: op, Register: reg32(0), Data: data} }
+	prefix := binary.BigEndian.AppendUint16(nil, hostPrefix)
+	// The destination and the source address begin an Ethernet header. Of
+	// either, the last four bytes are the host's number.
+	const destination, source, number = 0, 6, 2
+	daddr := &expr.Payload{OperationType: expr.PayloadLoad, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4, DestRegister: reg32(0)}
+	switch t.kind {
+	case termIPv4:
+		return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg32(0)}, cmp(expr.CmpOpEq, unix.NFPROTO_IPV4)}
+	case termDaddrSet:
+		return []expr.Any{daddr, &expr.Lookup{SourceRegister: reg32(0), SetName: t.set}}
+	case termVIP:
+		return []expr.Any{
+			daddr,
+			&expr.Numgen{Register: reg32(1), Modulus: t.slots, Type: unix.NFT_NG_RANDOM},
+			&expr.Lookup{SourceRegister: reg32(0), DestRegister: reg32(0), IsDestRegSet: true, SetName: t.set},
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg32(0)},
+		}
+	case termUnreachable:
+		const hostUnreachable = 1
+		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: hostUnreachable}}
+	case termFromHost:
+		return []expr.Any{load(source, 2), cmp(expr.CmpOpEq, prefix...)}
+	case termKeepHost:
+		return []expr.Any{load(source+number, 4), &expr.Ct{Key: expr.CtKeyMARK, Register: reg32(0), SourceRegister: true}}
+	case termReply:
+		const reply = 1
+		return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg32(0)}, cmp(expr.CmpOpEq, reply)}
+	case termKept:
+		return []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg32(0)}, cmp(expr.CmpOpNeq, 0, 0, 0, 0)}
+	case termRestore:
+		return []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg32(0)}, &expr.Meta{Key: expr.MetaKeyMARK, Register: reg32(0), SourceRegister: true}}
+	case termMarked:
+		return []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: reg32(0)}, cmp(expr.CmpOpNeq, 0, 0, 0, 0)}
+	case termToHost:
+		return []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyMARK, Register: reg32(0)}, store(destination+number, 4),
+			&expr.Immediate{Register: reg32(0), Data: prefix}, store(destination, 2),
+		}
+	}
+	return nil
+}
