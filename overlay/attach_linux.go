@@ -139,6 +139,7 @@ func (h *Host) connect(s spec.Sandbox, nets []spec.HostNetwork, existed bool) er
 	h.mu.Lock()
 	in := Input{Node: h.c.Node, Networks: nets, MTU: h.mtu}
 	h.mu.Unlock()
+	in.Underlay = h.underlay()
 	want := CompileTask(in, s)
 	q := query{links: true, inside: []spec.TaskID{s.Task}}
 	for k, v := range sandboxSysctls(s) {

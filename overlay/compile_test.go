@@ -30,11 +30,12 @@ type step struct {
 	Networks []spec.HostNetwork `json:"networks"`
 	Tasks    []spec.Sandbox     `json:"tasks"`
 	MTU      int                `json:"mtu"`
+	Underlay netip.AddrPort     `json:"underlay"`
 	Refused  []Claim            `json:"refused"`
 }
 
 func (s step) input() Input {
-	in := Input{Node: testNode, Networks: s.Networks, Tasks: s.Tasks, MTU: s.MTU, Refused: map[Claim]bool{}}
+	in := Input{Node: testNode, Networks: s.Networks, Tasks: s.Tasks, MTU: s.MTU, Underlay: s.Underlay, Refused: map[Claim]bool{}}
 	for _, c := range s.Refused {
 		in.Refused[c] = true
 	}
@@ -142,7 +143,7 @@ func TestDamage(t *testing.T) {
 			s.dropLinks(func(l LinkID) bool { return l == bridge })
 			delete(s.Sysctls, SysctlKey{Path: sysctlLocalnet("wbr-1-1")})
 			change(veth, func(l *Link) { l.Master = "" })(s)
-			delete(s.FDB, FDB{veth.Name, "02:58:0a:09:01:02"})
+			delete(s.FDB, FDB{Link: veth.Name, MAC: "02:58:0a:09:01:02"})
 		}, `add link wbr-1-1 bridge mac 02:57:00:00:00:07 mtu 1500 up alias wherry:00c0ffee00000001:network:1-1
 set link w1-10-1 master wbr-1-1 port mcast_flood,bcast_flood,locked,hairpin
 set sysctl net/ipv4/conf/wbr-1-1/route_localnet = 1
@@ -175,8 +176,8 @@ add route 10.9.1.0/24 dev wbr-1-1 src 10.9.1.1
 		}, ""},
 		{"more than wanted on the host", func(s State) {
 			s.Links[LinkID{Name: "w1-9-0"}] = Link{Kind: kindVeth, Master: "wbr-1-1"}
-			s.FDB[FDB{"w1-9-0", "02:58:0a:09:01:09"}] = true // goes with its link
-			s.FDB[FDB{veth.Name, "02:58:0a:09:01:09"}] = true
+			s.FDB[FDB{Link: "w1-9-0", MAC: "02:58:0a:09:01:09"}] = true // goes with its link
+			s.FDB[FDB{Link: veth.Name, MAC: "02:58:0a:09:01:09"}] = true
 			s.Addrs[Addr{bridge, "10.9.1.9/24"}] = true
 			s.Claims[Claim{"tcp", "0.0.0.0", 9999}] = true
 		}, `del fdb 02:58:0a:09:01:09 dev w1-10-1 static
@@ -212,7 +213,7 @@ del flow udp 0.0.0.0:5300 except to 10.9.1.2
 		}, `add chain wherry-00c0ffee out
 replace chain wherry-00c0ffee pre
 set chain wherry-00c0ffee out { fib daddr type local jump ports }
-set chain wherry-00c0ffee post { oifname @bridges ct status dnat ip saddr 127.0.0.0/8 masquerade } { ip saddr 10.9.1.0/24 ip daddr != 10.9.1.0/24 oifname != @bridges masquerade } { ip saddr 10.9.1.0/24 ip daddr 10.9.1.0/24 ct status dnat masquerade }
+set chain wherry-00c0ffee post { oifname @bridges ct status dnat ip saddr 127.0.0.0/8 masquerade } { oifname @bridges ct status dnat ip saddr . ip daddr @self masquerade } { ip saddr 10.9.1.0/24 ip daddr != 10.9.1.0/24 oifname != @bridges masquerade } { ip saddr 10.9.1.0/24 ip daddr 10.9.1.0/24 ct status dnat masquerade }
 set chain wherry-00c0ffee pre { ip daddr 127.0.0.0/8 return } { fib daddr type local jump ports }
 del chain wherry-00c0ffee stranger
 `},
@@ -283,6 +284,7 @@ func TestNames(t *testing.T) {
 		{bridgeName(testNode, "1-12"), "wbr-1-12"},
 		{bridgeName(testNode, "1-123456789"), "wbr-1-123456789"},
 		{vethName(testNode, "1-34", 2), "w1-34-2"},
+		{tunnelName(testNode, "1-12"), "wvx-1-12"},
 		{tableName(testNode), "wherry-00c0ffee"},
 		{tableName("ab"), "wherry-ab"},
 		{hostMAC(0x01020304), "02:57:01:02:03:04"},
@@ -303,7 +305,7 @@ func TestElements(t *testing.T) {
 	types := setTypes()
 	for set, text := range map[string]string{
 		setBridges: "wbr-1-1", setSame: "wbr-1-1 . wbr-1-1", setRefused: "udp . 53", setRefusedAt: "127.0.0.1 . tcp . 65535",
-		"any16": "tcp . 8080 . 15", "at1024": "198.18.0.1 . udp . 1 . 1023",
+		setPeers: "198.18.0.1", setSelf: "10.9.1.2 . 10.9.1.2", "any16": "tcp . 8080 . 15", "at1024": "198.18.0.1 . udp . 1 . 1023",
 	} {
 		b, err := encode(types[set].key, text)
 		if err != nil || decode(types[set].key, b) != text {
@@ -363,7 +365,7 @@ func (s State) onlyHost() string {
 }
 
 func randomInput(r *rand.Rand) Input {
-	in := Input{Node: testNode, MTU: 1400 + r.IntN(2)*100, Refused: map[Claim]bool{{"tcp", "0.0.0.0", 8081}: r.IntN(2) == 0}}
+	in := Input{Node: testNode, MTU: 1400 + r.IntN(2)*100, Underlay: netip.MustParseAddrPort(fmt.Sprintf("198.18.0.%d:4477", 1+r.IntN(4)/3)), Refused: map[Claim]bool{{"tcp", "0.0.0.0", 8081}: r.IntN(2) == 0}}
 	for n := range 1 + r.IntN(4) {
 		if r.IntN(3) == 0 {
 			continue
@@ -372,6 +374,7 @@ func randomInput(r *rand.Rand) Input {
 			ID: spec.NetworkID(fmt.Sprintf("1-%d", n)), Subnet: fmt.Sprintf("10.9.%d.0/24", n), Gateway: fmt.Sprintf("10.9.%d.1", n),
 			Spec: spec.NetworkSpec{Internal: r.IntN(4) == 0},
 		}}
+		randomHosts(r, &doc)
 		for p := range r.IntN(4) {
 			port := spec.PublishedPort{Port: uint16(8080 + p + 10*n), Protocol: []string{"tcp", "udp"}[r.IntN(2)], HostIP: []string{"", "127.0.0.1"}[r.IntN(2)]}
 			for range r.IntN(7) {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"wherry.dev/spec"
 )
@@ -22,8 +23,8 @@ const (
 	Delete  Verb = "del"
 )
 
-// Object is the object of an operation: *LinkChange, Addr, Route, FDB, Sysctl,
-// Claim, TableChange, SetChange, Element, *ChainChange or Flow.
+// Object is the object of an operation: *LinkChange, Addr, Route, FDB, Neigh,
+// Sysctl, Claim, TableChange, SetChange, Element, *ChainChange or Flow.
 type Object interface{ String() string }
 
 // Op is one step from one state towards another; it prints as one line.
@@ -136,11 +137,21 @@ func Diff(have, want State) []Op {
 	ops = append(ops, missing(want.Addrs, have.Addrs, func(a Addr) LinkID { return a.Link }, fresh)...)
 	ops = append(ops, missing(want.Routes, have.Routes, func(r Route) LinkID { return r.Link }, fresh)...)
 	ops = append(ops, missing(want.FDB, have.FDB, func(f FDB) LinkID { return LinkID{Name: f.Link} }, fresh)...)
+	ops = append(ops, missing(want.Neighs, have.Neighs, func(n Neigh) LinkID { return LinkID{Name: n.Link} }, fresh)...)
 	ops = append(ops, diffTables(have, want, func(t TableID) bool { return t.NS != "" })...)
 	ops = append(ops, diffFlows(have, want)...)
 
-	kept := func(id LinkID) bool { _, ok := want.Links[id]; return ok && id.NS == "" }
-	ops = append(ops, surplus(have.FDB, want.FDB, func(f FDB) bool { return kept(LinkID{Name: f.Link}) })...)
+	// What hung on a link that was replaced has gone with it.
+	kept := func(id LinkID) bool { _, ok := want.Links[id]; return ok && id.NS == "" && !fresh[id] }
+	only := sync.OnceValues(func() (map[FDB]bool, map[Neigh]bool) { return onlyOnes(want) })
+	ops = append(ops, surplus(have.FDB, want.FDB, func(f FDB) bool {
+		tunnels, _ := only()
+		return kept(LinkID{Name: f.Link}) && !(f.Dst != "" && tunnels[FDB{Link: f.Link, MAC: f.MAC}])
+	})...)
+	ops = append(ops, surplus(have.Neighs, want.Neighs, func(n Neigh) bool {
+		_, neighs := only()
+		return kept(LinkID{Name: n.Link}) && !neighs[Neigh{Link: n.Link, IP: n.IP}]
+	})...)
 	ops = append(ops, surplus(have.Addrs, want.Addrs, func(a Addr) bool { return kept(a.Link) })...)
 	for _, id := range sortedLinks(have.Links) {
 		if _, ok := want.Links[id]; !ok && id.NS == "" {
@@ -199,7 +210,7 @@ func diffLinks(have, want State) (ops []Op, fresh map[LinkID]bool) {
 		case !ok:
 			ops = append(ops, Op{Add, &LinkChange{ID: id, Want: w}})
 			fresh[id], fresh[w.Peer] = true, true
-		case h.Kind != w.Kind || w.Peer != (LinkID{}) && peerGone(have, want, w):
+		case h.Kind != w.Kind || w.Kind == kindVXLAN && otherTunnel(h, w) || w.Peer != (LinkID{}) && peerGone(have, want, w):
 			ops = append(ops, Op{Replace, &LinkChange{ID: id, Want: w}})
 			fresh[id], fresh[w.Peer] = true, true
 		case len(changedFields(h, w)) > 0:
@@ -207,6 +218,11 @@ func diffLinks(have, want State) (ops []Op, fresh map[LinkID]bool) {
 		}
 	}
 	return ops, fresh
+}
+
+// otherTunnel reports whether a VXLAN device has settings that are made with it.
+func otherTunnel(h, w Link) bool {
+	return h.VNI != w.VNI || h.Local != w.Local || h.DstPort != w.DstPort || h.Learning != w.Learning
 }
 
 // peerGone reports whether the inner end of a pair is wanted, has been looked
@@ -227,29 +243,58 @@ func missing[K interface {
 	comparable
 	String() string
 }](want, have map[K]bool, link func(K) LinkID, fresh map[LinkID]bool) []Op {
-	var ops []Op
-	for _, k := range slices.SortedFunc(maps.Keys(want), byText) {
+	var keys []K
+	for k := range want {
 		if !have[k] || fresh[link(k)] {
-			ops = append(ops, Op{Add, k})
+			keys = append(keys, k)
 		}
 	}
-	return ops
+	return inOrder(Add, keys)
 }
 
 func surplus[K interface {
 	comparable
 	String() string
 }](have, want map[K]bool, which func(K) bool) []Op {
-	var ops []Op
-	for _, k := range slices.SortedFunc(maps.Keys(have), byText) {
+	var keys []K
+	for k := range have {
 		if !want[k] && which(k) {
-			ops = append(ops, Op{Delete, k})
+			keys = append(keys, k)
 		}
+	}
+	return inOrder(Delete, keys)
+}
+
+// inOrder returns one operation for each object, sorted by their texts. A
+// network has thousands of entries, so each text is made once, and only for
+// what is to be done.
+func inOrder[K Object](verb Verb, objects []K) []Op {
+	texts := make(map[string]Op, len(objects))
+	for _, o := range objects {
+		texts[o.String()] = Op{verb, o}
+	}
+	var ops []Op
+	for _, t := range slices.Sorted(maps.Keys(texts)) {
+		ops = append(ops, texts[t])
 	}
 	return ops
 }
 
-func byText[K interface{ String() string }](a, b K) int { return cmp.Compare(a.String(), b.String()) }
+// onlyOnes returns the wanted entries of which the kernel has one for each
+// address, without what they lead to: one that leads elsewhere is replaced when
+// ours is made, and to delete it then would delete ours.
+func onlyOnes(want State) (tunnels map[FDB]bool, neighs map[Neigh]bool) {
+	tunnels, neighs = make(map[FDB]bool, len(want.FDB)), make(map[Neigh]bool, len(want.Neighs))
+	for f := range want.FDB {
+		if f.Dst != "" {
+			tunnels[FDB{Link: f.Link, MAC: f.MAC}] = true
+		}
+	}
+	for n := range want.Neighs {
+		neighs[Neigh{Link: n.Link, IP: n.IP}] = true
+	}
+	return tunnels, neighs
+}
 
 // concerns reports whether the inside of a task's namespace is wanted; then lo
 // is.

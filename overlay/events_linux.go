@@ -70,8 +70,7 @@ func read(ctx context.Context, s *nl.NetlinkSocket, dirty func(), ours func(typ 
 	return nil
 }
 
-// routeEvent reports whether a message is about a link of ours. Neighbours of
-// IP come and go by themselves; of them only the bridges' entries count.
+// routeEvent reports whether a message is about a link of ours.
 func (k *linuxKernel) routeEvent(typ uint16, data []byte) bool {
 	known := k.ours.Load()
 	if known == nil || len(data) < 8 {
@@ -79,9 +78,12 @@ func (k *linuxKernel) routeEvent(typ uint16, data []byte) bool {
 	}
 	switch typ {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return (*known)[int(binary.NativeEndian.Uint32(data[4:]))]
+		return known.links[int(binary.NativeEndian.Uint32(data[4:]))]
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return data[0] == unix.AF_BRIDGE && (*known)[int(binary.NativeEndian.Uint32(data[4:]))]
+		if data[0] == unix.AF_BRIDGE {
+			return known.links[int(binary.NativeEndian.Uint32(data[4:]))]
+		}
+		return known.neighbourEvent(typ, data)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if len(data) < unix.SizeofRtMsg {
 			return false
@@ -92,7 +94,7 @@ func (k *linuxKernel) routeEvent(typ uint16, data []byte) bool {
 		}
 		for _, a := range attrs {
 			if a.Attr.Type == unix.RTA_OIF && len(a.Value) == 4 {
-				return (*known)[int(binary.NativeEndian.Uint32(a.Value))]
+				return known.links[int(binary.NativeEndian.Uint32(a.Value))]
 			}
 		}
 	}

@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"wherry.dev/spec"
 )
 
 // reg32 is the n-th 32-bit register; a concatenation is registers in a row.
@@ -80,6 +82,17 @@ func (t term) exprs() []expr.Any {
 	case termReject:
 		const portUnreachable = 3
 		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: portUnreachable}}
+	case termVXLAN:
+		return []expr.Any{
+			meta(expr.MetaKeyL4PROTO, reg32(0)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg32(0), Data: []byte{unix.IPPROTO_UDP}},
+			dport(reg32(0)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg32(0), Data: binary.BigEndian.AppendUint16(nil, spec.VXLANPort)},
+		}
+	case termSaddrIn:
+		return []expr.Any{ip(source, reg32(0)), lookup()}
+	case termDaddrIn:
+		return []expr.Any{ip(destination, reg32(0)), lookup()}
+	case termSelf:
+		return []expr.Any{ip(source, reg32(0)), ip(destination, reg32(1)), lookup()}
 	}
 	if out := t.taskExprs(); out != nil {
 		return out

@@ -76,7 +76,16 @@ func (k *fakeKernel) applyLocked(o Op) error {
 		if _, ok := st.Links[LinkID{Name: x.Link}]; !ok {
 			return errors.New("no such link")
 		}
+		if x.Dst != "" { // one for each address
+			maps.DeleteFunc(st.FDB, func(f FDB, _ bool) bool { return f.Dst != "" && f.Link == x.Link && f.MAC == x.MAC })
+		}
 		set(st.FDB, x, o.Verb)
+	case Neigh:
+		if _, ok := st.Links[LinkID{Name: x.Link}]; !ok {
+			return errors.New("no such link")
+		}
+		maps.DeleteFunc(st.Neighs, func(n Neigh, _ bool) bool { return n.Link == x.Link && n.IP == x.IP })
+		set(st.Neighs, x, o.Verb)
 	case Sysctl:
 		st.Sysctls[x.Key] = x.Value
 	case Claim:
@@ -154,7 +163,7 @@ func (k *fakeKernel) linkLocked(verb Verb, c *LinkChange) error {
 			if l.Master == c.ID.Name && id.NS == "" {
 				l.Master, l.Port = "", Port{}
 				st.Links[id] = l
-				maps.DeleteFunc(st.FDB, func(f FDB, _ bool) bool { return f.Link == id.Name })
+				maps.DeleteFunc(st.FDB, func(f FDB, _ bool) bool { return f.Link == id.Name && f.Dst == "" })
 			}
 		}
 		if verb == Delete {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -23,6 +24,10 @@ type Config struct {
 	// mounted in its folder netns, and networks.json is the last set of
 	// documents. Nothing in it outlives a boot.
 	RunDir string
+	// Underlay returns the address and port that the node advertises, by which
+	// other hosts reach it; zero while it is unknown. nil is never known. It is
+	// asked at every look at the kernel, and must not block.
+	Underlay func() netip.AddrPort
 	// DNS gets the resolvers and names; nil has no DNS.
 	DNS DNS
 	// Resync is the longest time between two looks at the kernel; 0 is 3 s.
@@ -46,6 +51,9 @@ const (
 	dnsTimeout = 5 * time.Second
 	// dnsRefresh is how often the tables are sent although nothing changed.
 	dnsRefresh = 30 * time.Second
+	// maxLogged bounds the operations of one pass that are logged one by one: a
+	// bridge that comes back has thousands of entries.
+	maxLogged = 50
 	// maxPasses bounds how often a look at the kernel follows on a change.
 	maxPasses = 4
 )
@@ -260,6 +268,34 @@ func (h *Host) Status() Status {
 	return s
 }
 
+// underlay returns what the node advertises; the zero value is unknown.
+func (h *Host) underlay() netip.AddrPort {
+	if h.c.Underlay == nil {
+		return netip.AddrPort{}
+	}
+	return h.c.Underlay()
+}
+
+// MTU returns, in bytes, how large the packets may be by which this host
+// reaches others: the MTU of the device with the node's address, else of that
+// of the default route; 0 is unknown.
+func (h *Host) MTU() int {
+	h.mu.Lock()
+	mtu := h.mtu
+	err := h.openLocked()
+	k := h.kernel
+	h.mu.Unlock()
+	if mtu != 0 || err != nil {
+		return mtu
+	}
+	// Before the first document nothing has looked.
+	seen, err := k.observe(query{links: true, underlay: h.underlay().Addr().Unmap()})
+	if err != nil {
+		return 0
+	}
+	return seen.mtu
+}
+
 // Ports returns what became of the ports that are to be published, by network;
 // known is false before the first look at what is wanted. The caller owns it.
 func (h *Host) Ports() (ports []spec.PortStatus, known bool) {
@@ -387,6 +423,8 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 		}
 	}
 	slices.Sort(q.inside)
+	underlay := h.underlay()
+	q.underlay = underlay.Addr().Unmap()
 	refused := k.claim(Claims(nets))
 	q.sysctls = hostSysctls(Compile(Input{Node: h.c.Node, Networks: nets}))
 	seen, err := k.observe(q)
@@ -398,7 +436,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	seen.recall(known)
 
 	h.mu.Lock()
-	in := Input{Node: h.c.Node, Networks: nets, MTU: cmp.Or(seen.mtu, h.mtu), Refused: map[Claim]bool{}}
+	in := Input{Node: h.c.Node, Networks: nets, Underlay: underlay, MTU: cmp.Or(seen.mtu, h.mtu), Refused: map[Claim]bool{}}
 	h.mtu = in.MTU
 	for c := range refused {
 		in.Refused[c] = true
@@ -415,6 +453,10 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	h.mu.Unlock()
 
 	want := Compile(in)
+	problems = append(problems, in.problems()...)
+	if seen.adrift && hasTunnels(want) {
+		problems = append(problems, fmt.Errorf("no interface of this host has the address %s that the node advertises; its networks reach no other host until one has, or the node is started with --advertise", q.underlay))
+	}
 	hands := map[string]bool{}
 	for _, s := range busy {
 		for i := range s.Addresses {
@@ -428,16 +470,23 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	errs := k.apply(ops)
 	h.remember(gens, want, ops, errs)
 	problems = append(problems, k.apply(again)...)
+	level, message := slog.LevelDebug, "changed the network"
+	if repair {
+		level, message = slog.LevelInfo, "repaired the network"
+	}
+	logged := 0
 	for i, o := range ops {
-		switch {
-		case errs[i] != nil:
+		if errs[i] != nil {
 			failed++
 			problems = append(problems, errs[i])
-		case repair:
-			h.log.Info("repaired the network", "op", o.String())
-		default:
-			h.log.Debug("changed the network", "op", o.String())
+			continue
 		}
+		if logged++; logged <= maxLogged {
+			h.log.Log(context.Background(), level, message, "op", o)
+		}
+	}
+	if logged > maxLogged {
+		h.log.Log(context.Background(), level, message, "op", fmt.Sprintf("and %d more", logged-maxLogged))
 	}
 	if repair {
 		h.mu.Lock()
@@ -446,6 +495,15 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	}
 	h.finish(change, nets, refused, seen, problems)
 	return ops, failed
+}
+
+func hasTunnels(s State) bool {
+	for _, l := range s.Links {
+		if l.Kind == kindVXLAN {
+			return true
+		}
+	}
+	return false
 }
 
 func hostSysctls(want State) []SysctlKey { return slices.Collect(maps.Keys(want.Sysctls)) }

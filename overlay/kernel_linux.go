@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -42,6 +43,8 @@ type query struct {
 	// links reads the links of the host and what hangs on them, host also
 	// nftables and claims.
 	links, host bool
+	// underlay is the address that the node advertises; it may be invalid.
+	underlay netip.Addr
 	// inside lists the tasks whose namespaces are read too.
 	inside []spec.TaskID
 	// sysctls that are read.
@@ -55,8 +58,10 @@ type observation struct {
 	host bool
 	// inside holds the tasks whose namespaces could be read.
 	inside map[spec.TaskID]bool
-	// mtu of the device of the default route; 0 when there is none.
-	mtu int
+	// mtu of the device that has the underlay's address, else of that of the
+	// default route; 0 when there is neither. adrift: no device has the address.
+	mtu    int
+	adrift bool
 	// warnings name what others have set up that stands in the way.
 	warnings []string
 }
@@ -81,8 +86,8 @@ type linuxKernel struct {
 	held    map[Claim]int // file descriptors; -1 while only closing connections are in the way
 	holders holderCache
 
-	// ours are the indexes of our links, by which events are told apart.
-	ours atomic.Pointer[map[int]bool]
+	// ours is what was seen of ours last.
+	ours atomic.Pointer[landmarks]
 	// reap wakes the worker that deletes the links of the doomed group.
 	reap chan struct{}
 }
@@ -128,7 +133,7 @@ func (k *linuxKernel) observe(q query) (observation, error) {
 	o := observation{state: NewState(), inside: map[spec.TaskID]bool{}}
 	var errs []error
 	if q.host || q.links {
-		if err := k.observeLinks(&o); err != nil {
+		if err := k.observeLinks(&o, q.underlay); err != nil {
 			return o, err
 		}
 	}
@@ -170,7 +175,7 @@ func dump[T any](list func() ([]T, error)) ([]T, error) {
 	return nil, fmt.Errorf("read the kernel's network: it changes too fast")
 }
 
-func (k *linuxKernel) observeLinks(o *observation) error {
+func (k *linuxKernel) observeLinks(o *observation, underlay netip.Addr) error {
 	links, err := dump(k.rt.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
@@ -178,7 +183,10 @@ func (k *linuxKernel) observeLinks(o *observation) error {
 	names, mtus, ours := map[int]string{}, map[int]int{}, map[int]bool{}
 	for _, l := range links {
 		a := l.Attrs()
-		names[a.Index], mtus[a.Index] = a.Name, a.MTU
+		names[a.Index] = a.Name
+		if a.Flags&net.FlagLoopback == 0 {
+			mtus[a.Index] = a.MTU
+		}
 		ours[a.Index] = k.isOurs(a)
 	}
 	ports, err := k.portFlags(k.rt)
@@ -189,7 +197,7 @@ func (k *linuxKernel) observeLinks(o *observation) error {
 		if a := l.Attrs(); ours[a.Index] {
 			link := linkOf(l)
 			link.Alias = a.Alias
-			if link.Kind == kindVeth {
+			if link.Kind != kindBridge {
 				link.MAC = "" // of the host's end: nobody cares
 			}
 			if a.MasterIndex != 0 {
@@ -200,22 +208,29 @@ func (k *linuxKernel) observeLinks(o *observation) error {
 			delete(ours, a.Index)
 		}
 	}
-	k.ours.Store(&ours)
 	id := func(index int) (LinkID, bool) { return LinkID{Name: names[index]}, ours[index] }
-	routes, err := observeAddrs(k.rt, &o.state, id)
+	addrs, routes, err := observeAddrs(k.rt, &o.state, id)
 	if err != nil {
 		return err
 	}
-	o.mtu = underlayMTU(routes, mtus)
-	fdb, err := dump(func() ([]netlink.Neigh, error) { return k.rt.NeighList(0, unix.AF_BRIDGE) })
-	if err != nil {
-		return fmt.Errorf("list forwarding entries: %w", err)
-	}
-	for _, n := range fdb {
-		if ours[n.LinkIndex] && n.State&netlink.NUD_NOARP != 0 && n.Flags&netlink.NTF_SELF == 0 {
-			o.state.FDB[FDB{names[n.LinkIndex], n.HardwareAddr.String()}] = true
+	if underlay.Is6() {
+		if addrs, err = dump(func() ([]netlink.Addr, error) { return k.rt.AddrList(nil, unix.AF_INET6) }); err != nil {
+			return fmt.Errorf("list addresses: %w", err)
 		}
 	}
+	holder := slices.IndexFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(underlay.AsSlice()) })
+	o.adrift = holder < 0
+	if holder >= 0 {
+		o.mtu = mtus[addrs[holder].LinkIndex]
+	}
+	if o.mtu == 0 {
+		o.mtu = defaultRouteMTU(routes, mtus)
+	}
+	neighs, err := observeEntries(&o.state, id)
+	if err != nil {
+		return err
+	}
+	k.ours.Store(&landmarks{ours, neighs})
 	return nil
 }
 
@@ -227,6 +242,12 @@ func (k *linuxKernel) isOurs(a *netlink.LinkAttrs) bool {
 func linkOf(l netlink.Link) Link {
 	a := l.Attrs()
 	out := Link{Kind: l.Type(), MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, MAC: a.HardwareAddr.String()}
+	if v, ok := l.(*netlink.Vxlan); ok {
+		out.VNI, out.DstPort, out.Learning = uint32(v.VxlanId), uint16(v.Port), v.Learning
+		if local, ok := netip.AddrFromSlice(v.SrcAddr); ok {
+			out.Local = local.String()
+		}
+	}
 	if a.Flags&net.FlagLoopback != 0 {
 		out = Link{Kind: kindLoopback, Up: out.Up}
 	}
@@ -234,20 +255,20 @@ func linkOf(l netlink.Link) Link {
 }
 
 // observeAddrs adds the IPv4 addresses and routes of the links that id knows,
-// and returns all routes of the main table.
-func observeAddrs(h *netlink.Handle, st *State, id func(int) (LinkID, bool)) ([]netlink.Route, error) {
-	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, unix.AF_INET) })
+// and returns all addresses, and all routes of the main table.
+func observeAddrs(h *netlink.Handle, st *State, id func(int) (LinkID, bool)) (addrs []netlink.Addr, routes []netlink.Route, err error) {
+	addrs, err = dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, unix.AF_INET) })
 	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+		return nil, nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addrs {
 		if l, ok := id(a.LinkIndex); ok {
 			st.Addrs[Addr{l, a.IPNet.String()}] = true
 		}
 	}
-	routes, err := dump(func() ([]netlink.Route, error) { return h.RouteList(nil, unix.AF_INET) })
+	routes, err = dump(func() ([]netlink.Route, error) { return h.RouteList(nil, unix.AF_INET) })
 	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
+		return nil, nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
 		l, ok := id(r.LinkIndex)
@@ -265,11 +286,11 @@ func observeAddrs(h *netlink.Handle, st *State, id func(int) (LinkID, bool)) ([]
 		}
 		st.Routes[out] = true
 	}
-	return routes, nil
+	return addrs, routes, nil
 }
 
-// underlayMTU is the MTU of the device of the best default route.
-func underlayMTU(routes []netlink.Route, mtus map[int]int) int {
+// defaultRouteMTU is the MTU of the device of the best default route.
+func defaultRouteMTU(routes []netlink.Route, mtus map[int]int) int {
 	defaults := slices.DeleteFunc(slices.Clone(routes), func(r netlink.Route) bool {
 		return r.Dst != nil && !r.Dst.IP.IsUnspecified() || mtus[r.LinkIndex] == 0
 	})
@@ -295,7 +316,7 @@ func (k *linuxKernel) observeInside(t spec.TaskID, o *observation) error {
 		o.state.Links[LinkID{t, l.Attrs().Name}] = linkOf(l)
 	}
 	id := func(index int) (LinkID, bool) { return LinkID{t, names[index]}, names[index] != "" }
-	if _, err := observeAddrs(h, &o.state, id); err != nil {
+	if _, _, err := observeAddrs(h, &o.state, id); err != nil {
 		return fmt.Errorf("task %s: %w", t, err)
 	}
 	if err := k.observeTables(t, o); err != nil {

@@ -19,6 +19,11 @@ func bridgeName(node spec.NodeID, id spec.NetworkID) string {
 	return linkName("wbr-", node, string(id))
 }
 
+// tunnelName is the name of a network's VXLAN device: "wvx-1-12".
+func tunnelName(node spec.NodeID, id spec.NetworkID) string {
+	return linkName("wvx-", node, string(id))
+}
+
 // vethName is the name of the host's end of a task's i-th interface: "w1-34-0".
 func vethName(node spec.NodeID, task spec.TaskID, i int) string {
 	return linkName("w", node, fmt.Sprintf("%s-%d", task, i))
@@ -37,6 +42,10 @@ func aliasPrefix(node spec.NodeID) string { return "wherry:" + string(node) + ":
 
 func bridgeAlias(node spec.NodeID, id spec.NetworkID) string {
 	return aliasPrefix(node) + "network:" + string(id)
+}
+
+func tunnelAlias(node spec.NodeID, id spec.NetworkID) string {
+	return aliasPrefix(node) + "tunnel:" + string(id)
 }
 
 func vethAlias(node spec.NodeID, task spec.TaskID, id spec.NetworkID) string {

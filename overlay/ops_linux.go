@@ -32,6 +32,15 @@ func (k *linuxKernel) apply(ops []Op) []error {
 			i--
 			continue
 		}
+		if isEntry(ops[i]) {
+			end := i + 1
+			for end < len(ops) && isEntry(ops[end]) {
+				end++
+			}
+			copy(errs[i:end], k.applyEntries(ops[i:end]))
+			i = end - 1
+			continue
+		}
 		if err := k.applyOne(ops[i]); err != nil {
 			errs[i] = fmt.Errorf("%s: %w", ops[i], err)
 		}
@@ -77,8 +86,6 @@ func (k *linuxKernel) applyOne(o Op) error {
 		return k.applyAddr(o.Verb, x)
 	case Route:
 		return k.addRoute(x)
-	case FDB:
-		return k.applyFDB(o.Verb, x)
 	}
 	return fmt.Errorf("operation %T is not known", o.Object)
 }
@@ -100,6 +107,9 @@ func (k *linuxKernel) find(id LinkID) (*netlink.Handle, netlink.Link, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("find link %s: %w", id, err)
 	}
+	if id.NS == "" && !k.isOurs(l.Attrs()) {
+		return nil, nil, spec.Conflictf("link %s is not of this node", describe(l))
+	}
 	return h, l, nil
 }
 
@@ -108,7 +118,7 @@ func (k *linuxKernel) applyLink(verb Verb, c *LinkChange) error {
 	case Add:
 		return k.addLink(c.ID, c.Want)
 	case Replace:
-		if _, l, err := k.find(c.ID); err == nil && k.isOurs(l.Attrs()) {
+		if _, l, err := k.find(c.ID); err == nil {
 			if err := k.fast.LinkDel(l); err != nil {
 				return fmt.Errorf("delete the old link: %w", err)
 			}
@@ -130,6 +140,15 @@ func (k *linuxKernel) applyLink(verb Verb, c *LinkChange) error {
 // errNoBridge: the bridge that a link belongs to does not exist.
 var errNoBridge = errors.New("its bridge does not exist")
 
+// bridge finds a bridge of ours.
+func (k *linuxKernel) bridge(name string) (netlink.Link, error) {
+	_, l, err := k.find(LinkID{Name: name})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoBridge, err)
+	}
+	return l, nil
+}
+
 func (k *linuxKernel) addLink(id LinkID, w Link) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Group = id.Name, w.MTU, linkGroup(k.node)
@@ -145,17 +164,21 @@ func (k *linuxKernel) addLink(id LinkID, w Link) error {
 		// a bridge's back to 1500 with its last port. One that is set later does.
 		attrs.MTU = 0
 		link = &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: new(bool)}
+	case kindVXLAN:
+		bridge, err := k.bridge(w.Master)
+		if err != nil {
+			return err
+		}
+		attrs.MasterIndex = bridge.Attrs().Index
+		link = &netlink.Vxlan{LinkAttrs: attrs, VxlanId: int(w.VNI), SrcAddr: net.ParseIP(w.Local), Port: int(w.DstPort), Learning: w.Learning}
 	case kindVeth:
 		mac, err := net.ParseMAC(w.PeerMAC)
 		if err != nil {
 			return err
 		}
-		bridge, err := k.fast.LinkByName(w.Master)
+		bridge, err := k.bridge(w.Master)
 		if err != nil {
-			return fmt.Errorf("%w: %w", errNoBridge, err)
-		}
-		if !k.isOurs(bridge.Attrs()) {
-			return fmt.Errorf("%w: link %s is not of this node", errNoBridge, w.Master)
+			return err
 		}
 		ns, err := k.spaces.open(w.Peer.NS)
 		if err != nil {
@@ -180,8 +203,12 @@ func (k *linuxKernel) addLink(id LinkID, w Link) error {
 	if err := k.finish(link, w); err != nil {
 		return err
 	}
-	if w.Kind != kindVeth {
+	switch w.Kind {
+	case kindBridge:
 		return nil
+	case kindVXLAN:
+		// It has no carrier to wait for, but its bridge gets one by it.
+		return k.settle(w.Master)
 	}
 	h, inner, err := k.find(w.Peer)
 	if err != nil {
@@ -227,6 +254,11 @@ func (k *linuxKernel) create(l netlink.Link) error {
 		return err
 	}
 	old, err2 := k.fast.LinkByName(l.Attrs().Name)
+	if v, ok := l.(*netlink.Vxlan); ok && err2 != nil {
+		if err := k.clearIdentifier(v); err != nil {
+			return err
+		}
+	}
 	if err2 == nil {
 		if old.Attrs().Group != doomedGroup(k.node) {
 			return spec.Conflictf("a link of that name exists that is not of this node (alias %q)", old.Attrs().Alias)
@@ -249,7 +281,7 @@ func (k *linuxKernel) finish(l netlink.Link, w Link) error {
 			return err
 		}
 	}
-	return k.fast.LinkSetUp(l)
+	return k.explainUp(w, k.fast.LinkSetUp(l))
 }
 
 // noLinkLocal keeps a link without an IPv6 address of its own; on a host
@@ -293,7 +325,7 @@ func (k *linuxKernel) setLink(c *LinkChange) error {
 		case "port":
 			port = true
 		case "state":
-			do(h.LinkSetUp(l))
+			do(k.explainUp(c.Want, h.LinkSetUp(l)))
 		}
 	}
 	if port {
@@ -410,22 +442,6 @@ func (k *linuxKernel) addRoute(r Route) error {
 		route.Gw, route.Scope, route.Protocol = net.ParseIP(r.Via), netlink.SCOPE_UNIVERSE, unix.RTPROT_BOOT
 	}
 	return h.RouteReplace(route)
-}
-
-func (k *linuxKernel) applyFDB(verb Verb, f FDB) error {
-	h, l, err := k.find(LinkID{Name: f.Link})
-	if err != nil {
-		return err
-	}
-	mac, err := net.ParseMAC(f.MAC)
-	if err != nil {
-		return err
-	}
-	n := &netlink.Neigh{LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER, HardwareAddr: mac}
-	if verb == Delete {
-		return h.NeighDel(n)
-	}
-	return h.NeighSet(n)
 }
 
 // forget deletes the connection tracking entries of a port of the host.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"wherry.dev/spec"
 )
 
 // termKind is one building block of a rule; its text is nft(8)'s where nft has
@@ -32,6 +34,10 @@ const (
 	termJump
 	termRejectTCP
 	termReject
+	termVXLAN   // udp dport of networks between hosts
+	termSaddrIn // ip saddr @set
+	termDaddrIn // ip daddr @set
+	termSelf    // ip saddr . ip daddr @set
 )
 
 // term is a building block with its argument.
@@ -91,6 +97,14 @@ func (t term) String() string {
 		return "reject with tcp reset"
 	case termReject:
 		return "reject"
+	case termVXLAN:
+		return fmt.Sprintf("udp dport %d", spec.VXLANPort)
+	case termSaddrIn:
+		return "ip saddr " + op + "@" + t.set
+	case termDaddrIn:
+		return "ip daddr " + op + "@" + t.set
+	case termSelf:
+		return "ip saddr . ip daddr @" + t.set
 	}
 	if text := t.taskText(); text != "" {
 		return text
@@ -126,6 +140,9 @@ const (
 	setRefused   = "refused"    // published ports without a ready task
 	setRefusedAt = "refused_at" // the same for one address of the host
 	setEnds      = "ends"       // tasks on our networks; no rule asks, see diffFlows
+	setPeers     = "peers"      // addresses of the other hosts of our networks
+	setAPI       = "api"        // the ports of the node's API
+	setSelf      = "self"       // each published task of this host with itself
 	mapAny       = "any"        // + slots: published on every address
 	mapAt        = "at"         // + slots: published on one address
 )
@@ -173,6 +190,9 @@ func setTypes() map[string]setType {
 		setRefused:   {key: []fieldType{fieldProto, fieldPort}},
 		setRefusedAt: {key: []fieldType{fieldIPv4, fieldProto, fieldPort}},
 		setEnds:      {key: []fieldType{fieldIPv4}},
+		setPeers:     {key: []fieldType{fieldIPv4}},
+		setAPI:       {key: []fieldType{fieldProto, fieldPort}},
+		setSelf:      {key: []fieldType{fieldIPv4, fieldIPv4}},
 	}
 	for _, n := range slotClasses {
 		types[slotMap(mapAny, n)] = setType{[]fieldType{fieldProto, fieldPort, fieldSlot}, target}
@@ -181,7 +201,11 @@ func setTypes() map[string]setType {
 	return types
 }
 
-var loopback = netip.MustParsePrefix("127.0.0.0/8")
+var (
+	loopback = netip.MustParsePrefix("127.0.0.0/8")
+	// linkLocal is where a cloud tells a host its secrets.
+	linkLocal = netip.MustParsePrefix("169.254.0.0/16")
+)
 
 // baseChains are the chains that do not depend on what is wanted.
 //
@@ -214,6 +238,12 @@ func baseChains() map[string]Chain {
 		"ports": ports,
 		"forward": {Hook: Hook{Type: "filter", Name: "forward", Priority: 0}, Rules: []Rule{
 			rule(in(termPair, setSame), is(termAccept)),
+			// A task's packet to another host would leave with this host's
+			// address, which is a member's: it could speak for the node, or put
+			// frames into any network.
+			rule(iif(setBridges), is(termVXLAN), is(termDrop)),
+			rule(iif(setBridges), in(termDaddrIn, setPeers), in(termPort, setAPI), is(termDrop)),
+			rule(iif(setBridges), daddr(linkLocal), is(termDrop)),
 			rule(iif(setInternal), is(termDrop)),
 			rule(oif(setInternal), is(termDrop)),
 			rule(oif(setBridges), is(termEstablished), is(termAccept)),
@@ -221,6 +251,12 @@ func baseChains() map[string]Chain {
 			rule(oif(setBridges), is(termDrop)),
 		}},
 		"in": {Hook: Hook{Type: "filter", Name: "input", Priority: 0}, Rules: []Rule{
+			// Before the tunnel's end sees them. Addresses can be forged on the
+			// underlay: this keeps out strangers, not attackers on the wire.
+			rule(is(termVXLAN), term{kind: termSaddrIn, set: setPeers, not: true}, is(termDrop)),
+			rule(iif(setBridges), is(termVXLAN), is(termDrop)),
+			rule(iif(setBridges), in(termPort, setAPI), is(termDrop)),
+			rule(iif(setBridges), daddr(linkLocal), is(termDrop)),
 			rule(iif(setInternal), is(termNew), is(termDrop)),
 			rule(is(termTCP), in(termAddrPort, setRefusedAt), is(termRejectTCP)),
 			rule(in(termAddrPort, setRefusedAt), is(termReject)),
@@ -229,16 +265,21 @@ func baseChains() map[string]Chain {
 		}},
 		"post": {Hook: Hook{Type: "nat", Name: "postrouting", Priority: 100}, Rules: []Rule{
 			rule(oif(setBridges), is(termDNATed), saddr(loopback), is(termMasquerade)),
+			// A task that reaches itself by its own published port: it would not
+			// take a packet from its own address.
+			rule(oif(setBridges), is(termDNATed), in(termSelf, setSelf), is(termMasquerade)),
 		}},
 	}
 }
 
 // egressRules are the rules of one network in the chain "post": the way out,
-// and a task that reaches a task of its own network, or itself, by a published
-// port: the answer has to come back by the host.
-func egressRules(subnet netip.Prefix) []Rule {
-	return []Rule{
-		rule(saddr(subnet), daddr(subnet), is(termDNATed), is(termMasquerade)),
-		rule(saddr(subnet), notDaddr(subnet), oifNot(setBridges), is(termMasquerade)),
+// and on a network that is local to this host a task that reaches a task of
+// its own network, or itself, by a published port: the answer has to come back
+// by the host. On a network between hosts the task sends it there by itself.
+func egressRules(subnet netip.Prefix, local bool) []Rule {
+	rules := []Rule{rule(saddr(subnet), notDaddr(subnet), oifNot(setBridges), is(termMasquerade))}
+	if local {
+		rules = append(rules, rule(saddr(subnet), daddr(subnet), is(termDNATed), is(termMasquerade)))
 	}
+	return rules
 }

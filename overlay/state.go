@@ -18,6 +18,7 @@ type State struct {
 	Addrs   map[Addr]bool
 	Routes  map[Route]bool
 	FDB     map[FDB]bool
+	Neighs  map[Neigh]bool
 	Sysctls map[SysctlKey]string
 	Claims  map[Claim]bool
 	Tables  map[TableID]Table
@@ -26,7 +27,7 @@ type State struct {
 // NewState returns a state in which every map can be written to.
 func NewState() State {
 	return State{
-		Links: map[LinkID]Link{}, Addrs: map[Addr]bool{}, Routes: map[Route]bool{}, FDB: map[FDB]bool{},
+		Links: map[LinkID]Link{}, Addrs: map[Addr]bool{}, Routes: map[Route]bool{}, FDB: map[FDB]bool{}, Neighs: map[Neigh]bool{},
 		Sysctls: map[SysctlKey]string{}, Claims: map[Claim]bool{}, Tables: map[TableID]Table{},
 	}
 }
@@ -50,6 +51,7 @@ func (l LinkID) String() string {
 const (
 	kindBridge   = "bridge"
 	kindVeth     = "veth"
+	kindVXLAN    = "vxlan"
 	kindLoopback = "loopback"
 )
 
@@ -70,6 +72,13 @@ type Link struct {
 	// Only wanted states have them: they matter when the pair is made.
 	Peer    LinkID
 	PeerMAC string
+	// VNI is the identifier of a VXLAN device, Local the address it sends from,
+	// DstPort the UDP port it sends to. Learning, which ours never do, is to
+	// follow the addresses of what comes in.
+	VNI      uint32
+	Local    string
+	DstPort  uint16
+	Learning bool
 }
 
 func (l Link) String() string {
@@ -129,7 +138,7 @@ func (f linkField) text() string {
 }
 
 func linkFields(l Link) []linkField {
-	f := []linkField{{name: "mac", value: l.MAC}, {name: "mtu"}, {name: "state", value: "down"}, {name: "master", value: l.Master}, {name: "port"}, {name: "alias", value: l.Alias}, {name: "peer"}, {name: "peer-mac", value: l.PeerMAC}}
+	f := []linkField{{name: "mac", value: l.MAC}, {name: "mtu"}, {name: "state", value: "down"}, {name: "master", value: l.Master}, {name: "port"}, {name: "id"}, {name: "local", value: l.Local}, {name: "dstport"}, {name: "learning"}, {name: "alias", value: l.Alias}, {name: "peer"}, {name: "peer-mac", value: l.PeerMAC}}
 	if l.MTU > 0 {
 		f[1].value = fmt.Sprint(l.MTU)
 	}
@@ -139,8 +148,14 @@ func linkFields(l Link) []linkField {
 	if l.Master != "" {
 		f[4].value = l.Port.String()
 	}
+	if l.Kind == kindVXLAN {
+		f[5].value, f[7].value, f[8].value = fmt.Sprint(l.VNI), fmt.Sprint(l.DstPort), "off"
+		if l.Learning {
+			f[8].value = "on"
+		}
+	}
 	if l.Peer != (LinkID{}) {
-		f[6].value = l.Peer.String()
+		f[10].value = l.Peer.String()
 	}
 	return f
 }
@@ -175,11 +190,25 @@ func (r Route) String() string {
 	return s
 }
 
-// FDB is a static entry of a bridge's forwarding table: frames for MAC leave
-// by the port Link.
-type FDB struct{ Link, MAC string }
+// FDB is a forwarding entry for frames to MAC. Without Dst it is a static one
+// of a bridge: they leave by the port Link. With Dst it is one of the VXLAN
+// device Link itself: they go to the host at that address. What leaves by a
+// tunnel needs both. An entry that was seen and is not as ours are has the
+// difference behind its address, in the words of bridge(8).
+type FDB struct{ Link, MAC, Dst string }
 
-func (f FDB) String() string { return fmt.Sprintf("fdb %s dev %s static", f.MAC, f.Link) }
+func (f FDB) String() string {
+	if f.Dst != "" {
+		return fmt.Sprintf("fdb %s dev %s dst %s self", f.MAC, f.Link, f.Dst)
+	}
+	return fmt.Sprintf("fdb %s dev %s static", f.MAC, f.Link)
+}
+
+// Neigh is a permanent neighbour of a bridge, by which the bridge answers for
+// what is on other hosts.
+type Neigh struct{ Link, IP, MAC string }
+
+func (n Neigh) String() string { return fmt.Sprintf("neigh %s lladdr %s dev %s", n.IP, n.MAC, n.Link) }
 
 // SysctlKey names a kernel setting by its path below /proc/sys.
 type SysctlKey struct {
@@ -291,6 +320,9 @@ func (s State) String() string {
 	for f := range s.FDB {
 		add("%s", f)
 	}
+	for n := range s.Neighs {
+		add("%s", n)
+	}
 	for k, v := range s.Sysctls {
 		add("sysctl %s = %s", k, v)
 	}
@@ -337,6 +369,7 @@ func (s State) merge(o State) {
 	maps.Copy(s.Addrs, o.Addrs)
 	maps.Copy(s.Routes, o.Routes)
 	maps.Copy(s.FDB, o.FDB)
+	maps.Copy(s.Neighs, o.Neighs)
 	maps.Copy(s.Sysctls, o.Sysctls)
 	maps.Copy(s.Claims, o.Claims)
 	maps.Copy(s.Tables, o.Tables)
@@ -388,4 +421,5 @@ func (s State) dropLinks(drop func(LinkID) bool) {
 	maps.DeleteFunc(s.Addrs, func(a Addr, _ bool) bool { return drop(a.Link) })
 	maps.DeleteFunc(s.Routes, func(r Route, _ bool) bool { return drop(r.Link) })
 	maps.DeleteFunc(s.FDB, func(f FDB, _ bool) bool { return drop(LinkID{Name: f.Link}) })
+	maps.DeleteFunc(s.Neighs, func(n Neigh, _ bool) bool { return drop(LinkID{Name: n.Link}) })
 }

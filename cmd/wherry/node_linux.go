@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,15 @@ import (
 	"wherry.dev/reconciler"
 	"wherry.dev/spec"
 )
+
+// underlayOf returns what the node advertises now; it follows the addresses of
+// the host.
+func underlayOf(member *cluster.Member) func() netip.AddrPort {
+	return func() netip.AddrPort {
+		addr, _ := netip.ParseAddrPort(member.Address()) // zero, which is unknown
+		return addr
+	}
+}
 
 // runNode wires the parts of a host together, from the bottom to the top, runs
 // them until ctx ends or one of them fails, and takes them down the other way
@@ -78,7 +88,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 		return err
 	}
 	var refused atomic.Bool // another host has this node's identity
-	network := overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Logger: log.With("part", "network")})
+	network := overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Underlay: underlayOf(member), Logger: log.With("part", "network")})
 	host := agent.New(agent.Config{DataDir: c.dataDir, RunDir: c.runDir, Node: member.Node(), NodeName: c.name, Version: version,
 		Images: runtime, Runtime: runtime, Execer: runtime, Network: network, Logs: keep, Manager: managers,
 		Senders: senders{node: member.Node(), own: network, way: member.Transport, told: told}, MTU: network.MTU,
