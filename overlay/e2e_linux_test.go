@@ -27,6 +27,9 @@ import (
 // TestMain runs the tests in namespaces of their own: nothing they do is seen
 // outside, and what a crash leaves goes with the process.
 func TestMain(m *testing.M) {
+	if os.Getenv(memberEnv) != "" {
+		os.Exit(runMember())
+	}
 	const inside = "WHERRY_TEST_NAMESPACE"
 	if os.Getenv(inside) != "" {
 		os.Exit(m.Run())
@@ -346,9 +349,9 @@ func (w *world) dropped(ns, proto, addr string) {
 func (w *world) client() string { return w.others.path("client") }
 
 // kernelText is everything that a person can see of the host's network.
-func kernelText(t *testing.T) string {
-	return sh(t, "ip -o link 2>/dev/null | sed 's/ qlen [0-9]*//; s/^[0-9]*: //' | sort; ip -o addr | sed 's/^[0-9]*: //' | sort; ip route | sort; ip rule; bridge fdb; ip neigh show nud permanent; nft list ruleset")
-}
+func kernelText(t *testing.T) string { return sh(t, kernelCommand) }
+
+const kernelCommand = "ip -o link 2>/dev/null | sed 's/ qlen [0-9]*//; s/^[0-9]*: //' | sort; ip -o addr | sed 's/^[0-9]*: //' | sort; ip route | sort; ip rule; bridge fdb; ip neigh show nud permanent; nft list ruleset"
 
 func TestTasksTalk(t *testing.T) {
 	for _, nf := range []string{"0", "1"} {
@@ -638,14 +641,19 @@ func testRepair(t *testing.T, shared bool) {
 }
 
 // stateText is the whole state as the Host itself sees it.
-func (w *world) stateText() string {
-	w.host.mu.Lock()
-	q := query{host: true, sysctls: hostSysctls(Compile(Input{Node: w.host.c.Node, Networks: w.nets}))}
-	for id := range w.host.tasks {
+func (w *world) stateText() string { return stateTextOf(w.host) }
+
+func stateTextOf(h *Host) string {
+	h.mu.Lock()
+	q := query{host: true, sysctls: hostSysctls(Compile(Input{Node: h.c.Node, Networks: h.documentsLocked()}))}
+	for id := range h.tasks {
 		q.inside = append(q.inside, id)
 	}
-	k := w.host.kernel
-	w.host.mu.Unlock()
+	k := h.kernel
+	h.mu.Unlock()
+	if k == nil {
+		return ""
+	}
 	o, err := k.observe(q)
 	if err != nil {
 		return err.Error()

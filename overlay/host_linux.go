@@ -427,6 +427,10 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	q.underlay = underlay.Addr().Unmap()
 	refused := k.claim(Claims(nets))
 	q.sysctls = hostSysctls(Compile(Input{Node: h.c.Node, Networks: nets}))
+	select {
+	case <-h.event: // what it announces, be it our own last change, is seen now
+	default:
+	}
 	seen, err := k.observe(q)
 	if !seen.host {
 		h.finish(change, nets, refused, seen, []error{err})

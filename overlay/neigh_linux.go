@@ -94,6 +94,7 @@ func observeEntries(st *State, id func(int) (LinkID, bool)) (map[neighbour]strin
 	if err != nil {
 		return nil, fmt.Errorf("list forwarding entries: %w", err)
 	}
+	st.FDB = make(map[FDB]bool, len(fdb))
 	for _, e := range fdb {
 		l, ours := id(e.index)
 		static := e.state&(netlink.NUD_NOARP|netlink.NUD_PERMANENT) != 0
