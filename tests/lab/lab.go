@@ -45,6 +45,7 @@ type Lab struct {
 
 	cuts map[[2]string]bool // from, to: names of hosts or "client"
 	loss int                // percent of all frames
+	mtu  int                // of all cables; 0 is the kernel's
 }
 
 // subnet of the underlay; host N has .N, the switch .254.
@@ -120,6 +121,7 @@ func (l *Lab) plug(name, ip string) {
 	l.ip("-n", l.ns("sw"), "link", "add", port(name), "type", "veth", "peer", "name", "eth0", "netns", l.ns(name))
 	l.ip("-n", l.ns("sw"), "link", "set", port(name), "master", "br0", "up")
 	l.inNS(name, "ip", "link", "set", "lo", "up")
+	l.cable(name)
 	l.inNS(name, "ip", "addr", "add", ip+"/24", "dev", "eth0")
 	l.inNS(name, "ip", "link", "set", "eth0", "up")
 	l.inNS(name, "ip", "route", "add", "default", "via", subnet+"254")

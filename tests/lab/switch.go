@@ -3,19 +3,15 @@
 package lab
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Cut drops all that one host sends to another; the way back stays.
@@ -58,6 +54,28 @@ func (l *Lab) Heal() {
 	clear(l.cuts)
 	l.loss = 0
 	l.rules()
+}
+
+// MTU sets what the switch and all its cables carry, also those of hosts that
+// are plugged in later. A daemon sees it at its next start.
+func (l *Lab) MTU(bytes int) {
+	l.t.Helper()
+	l.mtu = bytes
+	for _, name := range append(hostNames(l.hosts), "client") {
+		if _, err := os.Stat(l.NSPath(name)); err == nil {
+			l.cable(name)
+		}
+	}
+}
+
+// cable sets both ends of a host's cable to the lab's MTU. The bridge follows
+// the least of its ports.
+func (l *Lab) cable(name string) {
+	l.t.Helper()
+	if l.mtu > 0 {
+		l.ip("-n", l.ns("sw"), "link", "set", port(name), "mtu", fmt.Sprint(l.mtu))
+		l.inNS(name, "ip", "link", "set", "eth0", "mtu", fmt.Sprint(l.mtu))
+	}
 }
 
 // rules sets the switch to what is cut and lost, in one transaction.
@@ -186,32 +204,7 @@ func (l *Lab) Probe() []Reach {
 // opens stay there.
 func (l *Lab) within(ns string, f func() error) {
 	l.t.Helper()
-	done := make(chan error)
-	go func() {
-		// The thread goes back, since it may be the one that stands for the
-		// process in /proc; if it cannot, it ends with the goroutine.
-		runtime.LockOSThread()
-		home, err := os.Open("/proc/thread-self/ns/net")
-		if err == nil {
-			if err = enter(l.NSPath(ns)); err == nil {
-				err = f()
-				if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
-					runtime.UnlockOSThread()
-				}
-			}
-			err = errors.Join(err, home.Close())
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	if err := l.Space(ns).Do(f); err != nil {
 		l.t.Errorf("in %s: %v", ns, err)
 	}
-}
-
-func enter(path string) error {
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Setns(int(file.Fd()), unix.CLONE_NEWNET), file.Close())
 }
