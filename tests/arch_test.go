@@ -49,6 +49,7 @@ var rooms = map[string][]string{
 	"tests/script":             {"*"},
 	"tests/images":             {"*"},
 	"tests/images/make":        {"*"},
+	"tests/images/serve":       nil,
 }
 
 // guests lists who may import a library that decides an architecture. A key

@@ -60,8 +60,8 @@ type Healthcheck struct {
 }
 
 // Busybox returns an archive with one image: busybox with all of its commands
-// in /bin, and files, which maps paths to contents. A file that begins with
-// "#!" may be executed. Equal arguments give equal bytes.
+// in /bin, and files, which maps paths to contents. Scripts, which begin with
+// "#!", and programs may be executed. Equal arguments give equal bytes.
 func Busybox(files map[string]string, c Config) ([]byte, error) {
 	layer, err := busyboxLayer(files, c)
 	if err != nil {
@@ -157,7 +157,7 @@ func busyboxLayer(files map[string]string, c Config) ([]byte, error) {
 	}
 	for p, data := range files {
 		mode := int64(0o644)
-		if strings.HasPrefix(data, "#!") {
+		if strings.HasPrefix(data, "#!") || strings.HasPrefix(data, "\x7fELF") {
 			mode = 0o755
 		}
 		file(rel(p), mode, []byte(data))

@@ -405,11 +405,7 @@ func (h *Host) Must(args ...string) string {
 }
 
 // In runs a command inside a namespace of the lab: a host's, or "client".
-func (l *Lab) In(ns string, args ...string) Result {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	return run(exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + l.NSPath(ns), "--"}, args...)...))
-}
+func (l *Lab) In(ns string, args ...string) Result { return l.Space(ns).Run(args...) }
 
 // Run runs a command in the host's network namespace.
 func (h *Host) Run(args ...string) Result { return h.lab.In(h.Name, args...) }

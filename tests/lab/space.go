@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -31,6 +32,13 @@ func (l *Lab) Space(name string) Space { return Space{Name: name, Path: l.NSPath
 // TaskSpace is the namespace of a task of the host, known by its ID.
 func (h *Host) TaskSpace(name, id string) Space {
 	return Space{Name: name, Path: filepath.Join(h.RunDir, "netns", id)}
+}
+
+// Run runs a command in the namespace.
+func (s Space) Run(args ...string) Result {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return run(exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + s.Path, "--"}, args...)...))
 }
 
 // Do calls f on a thread in the namespace. Sockets that it opens stay there.
