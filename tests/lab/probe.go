@@ -23,9 +23,9 @@ import (
 type Member struct {
 	Space
 	IP string
-	// Lookup is a name that it asks Resolver for, whose answer must hold all
+	// Asks is a name that it asks Resolver for, whose answer must hold all
 	// of Answers; "" asks for nothing.
-	Lookup   string
+	Asks     string
 	Answers  []string
 	Resolver string // "" is the package's
 }
@@ -225,7 +225,7 @@ func NewMesh(t testing.TB, members []Member, load Load) *Mesh {
 			if load.Conns > 0 {
 				m.wg.Go(func() { m.connect(ctx, i, j) })
 			}
-			if load.Lookups > 0 && members[i].Lookup != "" {
+			if load.Lookups > 0 && members[i].Asks != "" {
 				m.wg.Go(func() { m.resolve(ctx, i, j) })
 			}
 		}
@@ -703,7 +703,7 @@ func (m *Mesh) resolve(ctx context.Context, from, to int) {
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	every(ctx, m.load.Lookups, func(n int) {
-		answer, asked, err := lookup(c, server, x.Lookup, uint16(n))
+		answer, asked, err := lookup(c, server, x.Asks, uint16(n))
 		if ctx.Err() != nil {
 			return
 		}
@@ -722,7 +722,7 @@ func (m *Mesh) resolve(ctx context.Context, from, to int) {
 			}
 		})
 		if err != nil {
-			m.fail(from, to, "lookup "+x.Lookup+": "+err.Error())
+			m.fail(from, to, "lookup "+x.Asks+": "+err.Error())
 		}
 	})
 }

@@ -18,7 +18,7 @@ func TestMesh(t *testing.T) {
 	load := Load{Packets: 200, Conns: 20, Lookups: 20}
 	var members []Member
 	for _, h := range []*Host{a, b, c} {
-		members = append(members, Member{Space: l.Space(h.Name), IP: h.IP, Lookup: "three.example", Answers: []string{"10.0.0.3"}, Resolver: nameServer(t, l.Space(h.Name))})
+		members = append(members, Member{Space: l.Space(h.Name), IP: h.IP, Asks: "three.example", Answers: []string{"10.0.0.3"}, Resolver: nameServer(t, l.Space(h.Name))})
 	}
 	m := NewMesh(t, members, load)
 	run := func(d time.Duration) Report {

@@ -1,0 +1,155 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"wherry.dev/tests/images"
+	"wherry.dev/tests/lab"
+)
+
+// except are the members that are not on a host.
+func except(all []lab.Member, h *lab.Host) []lab.Member {
+	var out []lab.Member
+	for _, m := range all {
+		if filepath.Dir(m.Path) != filepath.Dir(h.TaskSpace("", "x").Path) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// otherAddress: a host that comes back with another address is reached there by
+// all others; nothing is lost between these, and its tasks go on.
+func otherAddress(t *testing.T, c *lab.Cluster) {
+	var times []time.Duration
+	for i := range count(t, "RUNS", 1) {
+		h := c.Follower()
+		before := processes(t, c.Leader(), "pairs")
+		m, load := quiet(t, 2*time.Second, func() []lab.Member { return except(members(t, c, "pairs/a", "pairs/b"), h) })
+		h.Stop()
+		h.ChangeAddress(fmt.Sprintf("10.123.0.%d", 120+i))
+		h.Launch()
+		h.WaitReady()
+		up := time.Now()
+		took, err := until(t.Context(), soon, up, func() error { return allPairs(members(t, c, "pairs/a", "pairs/b")) })
+		if err != nil {
+			t.Errorf("after the change of address of %s: %v", h.Name, err)
+		}
+		times = append(times, took)
+		unhurt(t, m, load, "between the other hosts", false)
+		m.Stop()
+		same(t, c.Leader(), "pairs", before)
+	}
+	figure(t, "all pairs after a host is up with another address", times, 0, 10*time.Second)
+}
+
+// reboot: after a host has lost its power and has it back, all pairs reach each
+// other, and nothing is lost between the others meanwhile.
+func reboot(t *testing.T, c *lab.Cluster) {
+	var times []time.Duration
+	for i := range count(t, "REBOOTS", 1) {
+		h := c.Hosts[(i+1)%len(c.Hosts)]
+		m, load := quiet(t, 2*time.Second, func() []lab.Member { return except(members(t, c, "pairs/a"), h) })
+		h.Reboot()
+		h.WaitReady()
+		up := time.Now()
+		took, err := until(t.Context(), soon, up, func() error {
+			all := members(t, c, "pairs/a", "pairs/b")
+			if len(all) < len(c.Hosts)+1 {
+				return fmt.Errorf("%d tasks run", len(all))
+			}
+			return allPairs(all)
+		})
+		if err != nil {
+			t.Errorf("after the reboot of %s: %v", h.Name, err)
+		}
+		times = append(times, took)
+		unhurt(t, m, load, "between the other hosts", false)
+		m.Stop()
+	}
+	figure(t, "all pairs after a rebooted host is up", times, 0, 10*time.Second)
+	m, load := quiet(t, 2*time.Second, func() []lab.Member { return members(t, c, "pairs/a", "pairs/b") })
+	unhurt(t, m, load, "after the reboots", false)
+	m.Stop()
+}
+
+// deadHost: a connection to a task on a host that has lost its power fails
+// soon, and new ones go to tasks that live.
+func deadHost(t *testing.T, c *lab.Cluster) {
+	h := c.Follower()
+	withPairs(t, c, "  one: {image: "+images.Serve+", stop_signal: SIGKILL, deploy: {mode: global}}\n")
+	defer withPairs(t, c, "")
+	from := except(members(t, c, "pairs/a"), h)[0]
+	to := vip(t, from.Space, "one")
+	var dead string
+	for _, ti := range tasks(t, c.Leader(), "pairs/one") {
+		if ti.Node == h.Name {
+			dead = address(t, ti)
+		}
+	}
+	// A connection through the virtual address that ends at the host.
+	var web net.Conn
+	for tries := 0; web == nil; tries++ {
+		if tries == 100 {
+			t.Fatalf("none of %d connections ends at %s", tries, dead)
+		}
+		con, err := from.Dial("tcp4", to+":80", time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := question(con, bufio.NewReader(con), "/", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.server == dead {
+			web = con
+		} else {
+			_ = con.Close() // it ends somewhere else
+		}
+	}
+	defer web.Close()
+	off := time.Now()
+	h.PowerOff()
+	failed := make(chan time.Duration, 1)
+	go func() {
+		for b := make([]byte, 8); ; {
+			_ = web.SetDeadline(time.Now().Add(200 * time.Millisecond)) // silence is no failure
+			if _, err := web.Write([]byte("x")); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if _, err := web.Read(b); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if time.Since(off) > time.Minute {
+				break
+			}
+		}
+		failed <- time.Since(off)
+	}()
+	// New connections: ten in a row that all succeed.
+	took, err := until(t.Context(), soon, off, func() error {
+		for range 10 {
+			if _, err := get(from.Space, to+":80"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	figure(t, "new connections after a host lost its power", []time.Duration{took}, 0, 5*time.Second)
+	figure(t, "a connection to a dead host fails", []time.Duration{<-failed}, 0, 6*time.Second)
+	h.PowerOn()
+	h.WaitReady()
+	everyPair(t, c)
+}
