@@ -90,10 +90,3 @@ func (h *Host) broughtNets(change uint64, nets []spec.HostNetwork) {
 		h.led.succeed(&h.led.kernel, change, targets(nets))
 	}
 }
-
-// MTU of the underlay in bytes, as it was last seen; 0 is unknown.
-func (h *Host) MTU() int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.mtu
-}
