@@ -70,7 +70,7 @@ func TestDrain(t *testing.T) {
 
 	step := func(name string, f func()) {
 		t.Run(name, func(t *testing.T) {
-			v := visit(l, "client", addrs)
+			v := sendVisitors(l, "client", addrs)
 			f()
 			time.Sleep(2 * time.Second) // until the last one has been stopped, and more
 			n, errs := v.end()
@@ -189,8 +189,8 @@ type visitors struct {
 	errs []error
 }
 
-// visit sends visitors to all addresses from a namespace of the lab.
-func visit(l *lab.Lab, from string, addrs []string) *visitors {
+// sendVisitors sends visitors to all addresses from a namespace of the lab.
+func sendVisitors(l *lab.Lab, from string, addrs []string) *visitors {
 	v := &visitors{}
 	for _, addr := range addrs {
 		for range 3 {
