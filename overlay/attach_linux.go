@@ -228,9 +228,10 @@ func (h *Host) portsFree(s spec.Sandbox, nets []spec.HostNetwork) error {
 		}
 	}
 	refused := h.kernel.claim(Claims([]spec.HostNetwork{{Ports: mine}}))
-	for _, c := range Claims([]spec.HostNetwork{{Ports: mine}}) {
-		if refused[c] != nil {
-			return refused[c]
+	for _, p := range mine {
+		c, _ := claimOf(p)
+		if err := refused[c]; err != nil && !(p.Shared && errors.Is(err, errNoAddress)) {
+			return err
 		}
 	}
 	return nil

@@ -61,6 +61,8 @@ func (k *linuxKernel) releaseAll() {
 	}
 }
 
+var errNoAddress = spec.Conflictf(spec.NoAddress)
+
 // bind returns the socket, or -1 when nothing but connections that are closing
 // stand in the way: they belong to nobody, and the bind is tried again later.
 func (k *linuxKernel) bind(c Claim) (int, error) {
@@ -83,7 +85,7 @@ func (k *linuxKernel) bind(c Claim) (int, error) {
 	unix.Close(fd)
 	switch {
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return 0, spec.Conflictf("port %d/%s cannot be published on %s: the host has no such address", c.Port, c.Proto, c.IP)
+		return 0, fmt.Errorf("port %d/%s cannot be published on %s: %w", c.Port, c.Proto, c.IP, errNoAddress)
 	case !errors.Is(err, unix.EADDRINUSE):
 		return 0, fmt.Errorf("claim port %d/%s on %s: %w", c.Port, c.Proto, c.IP, err)
 	}

@@ -88,15 +88,20 @@ func (n network) spans() bool {
 	return cmp.Or(n.doc.Network.Spec.Driver, spec.DriverOverlay) == spec.DriverOverlay
 }
 
-// ends adds the addresses of all tasks on the network to the table.
+// ends adds the addresses of all tasks on the network to the table, but for
+// those of hosts that are held for dead: connections to them are given up.
 func (n network) ends(t Table) {
 	for _, e := range n.doc.Tasks {
 		if p, err := netip.ParsePrefix(e.IP); err == nil && p.Addr().Is4() {
 			t.Sets[setEnds][p.Addr().String()] = ""
 		}
 	}
+	dead := map[uint32]bool{}
+	for _, h := range n.doc.Hosts {
+		dead[h.Number] = h.Down
+	}
 	for _, e := range n.doc.Remote {
-		if a, err := netip.ParseAddr(e.IP); err == nil && a.Is4() {
+		if a, err := netip.ParseAddr(e.IP); err == nil && a.Is4() && !dead[e.Host] {
 			t.Sets[setEnds][a.String()] = ""
 		}
 	}

@@ -3,6 +3,7 @@ package overlay
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -536,7 +537,7 @@ func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]
 			case refused[c] != nil:
 				problem = refused[c].Error()
 			}
-			if problem != "" {
+			if problem != "" && !(p.Shared && errors.Is(refused[c], errNoAddress)) {
 				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, problem})
 			}
 			ports = append(ports, spec.PortStatus{HostIP: p.HostIP, Port: p.Port, Protocol: p.Protocol, Owner: p.Owner, Problem: problem})

@@ -60,7 +60,7 @@ func newBench(t *testing.T, dir string) *bench {
 
 // reopen is what a new process does over the same kernel.
 func (b *bench) reopen(dir string) {
-	c := Config{Node: testNode, RunDir: dir, DNS: b.dns, Resync: 3 * time.Second}
+	c := Config{Node: testNode, RunDir: dir, DNS: b.dns, Resync: 3 * time.Second, Underlay: func() netip.AddrPort { return netip.MustParseAddrPort("192.0.2.1:4477") }}
 	b.Host = newHost(c, slog.New(slog.DiscardHandler), b.spaces, func() (kernel, error) { return b.k, nil })
 }
 

@@ -168,6 +168,7 @@ func TestProblemsAreNamed(t *testing.T) {
 
 func TestHostSaysWhyThereIsNoTunnel(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bench) {
+		b.c.Underlay = nil
 		defer b.run(t)()
 		b.Set(linked().Networks)
 		synctest.Wait()

@@ -19,7 +19,7 @@ func led(ip string) []spec.Address { return []spec.Address{{Network: "1-1", IP: 
 func leading(index uint64, port, vip, name string) []spec.HostNetwork {
 	n := spec.HostNetwork{
 		Clock:   spec.Clock{Incarnation: 1, Index: index},
-		Network: spec.Network{ID: "1-1", Subnet: "10.9.1.0/24", Gateway: "10.9.1.1"}, HostNumber: 7,
+		Network: spec.Network{ID: "1-1", Spec: spec.NetworkSpec{Driver: spec.DriverOverlay}, Subnet: "10.9.1.0/24", Gateway: "10.9.1.1", VNI: 4097}, HostNumber: 7,
 		Tasks:  []spec.Endpoint{{Task: "1-10", IP: "10.9.1.2/24", MAC: "02:58:0a:09:01:02"}},
 		Hosts:  []spec.NetworkHost{{Node: "n3", Number: 3, Address: "192.0.2.3"}, {Node: "n2", Number: 2, Address: "192.0.2.2"}},
 		Remote: []spec.RemoteEndpoint{{IP: "10.9.1.9", MAC: "02:58:0a:09:01:09", Host: 2}},

@@ -224,7 +224,7 @@ func (n *hostNetwork) fillHosts(tasks []*spec.Task) {
 		hosts[id] = 0
 		if ip, ok := underlayIP(m); ok {
 			hosts[id] = m.Number
-			n.Hosts = append(n.Hosts, spec.NetworkHost{Node: id, Number: m.Number, Address: ip.String()})
+			n.Hosts = append(n.Hosts, spec.NetworkHost{Node: id, Number: m.Number, Address: ip.String(), Down: !n.nodeUp(id)})
 		}
 	}
 	if n.everywhere {
@@ -358,7 +358,7 @@ func (n *hostNetwork) fillNames(tasks []*spec.Task, vips map[string]virtual) {
 // fillPorts completes the published ports by the ready tasks behind them.
 func (n *hostNetwork) fillPorts(ready map[string][]end) {
 	for _, e := range n.entries {
-		p := spec.PublishedPort{HostIP: e.HostIP, Port: e.Published, Protocol: e.Protocol, Owner: e.owner}
+		p := spec.PublishedPort{HostIP: e.HostIP, Port: e.Published, Protocol: e.Protocol, Owner: e.owner, Shared: !e.local}
 		for _, end := range ready[e.owner] {
 			if end.here || !e.local {
 				p.Targets = append(p.Targets, netip.AddrPortFrom(end.ip, e.Target).String())

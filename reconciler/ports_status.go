@@ -38,12 +38,29 @@ func (p *planner) portProblem(svc *spec.Service) string {
 		}
 		for _, told := range *n.Ports {
 			// What the service does not publish any more is news of yesterday.
-			if told.Problem != "" && told.Owner == svc.Key() && slices.ContainsFunc(ports, func(q spec.Port) bool { return isPort(&told, &q) }) {
-				return p.onNode(n) + told.Problem
+			i := slices.IndexFunc(ports, func(q spec.Port) bool { return isPort(&told, &q) })
+			if told.Problem == "" || told.Owner != svc.Key() || i < 0 || told.Elsewhere() && p.servedElsewhere(svc, &ports[i]) {
+				continue
 			}
+			return p.onNode(n) + told.Problem
 		}
 	}
 	return ""
+}
+
+// servedElsewhere reports whether a port of one address, which all nodes that
+// have it publish, is served by one, or may be: a node has not told yet.
+func (p *planner) servedElsewhere(svc *spec.Service, q *spec.Port) bool {
+	if way := p.wayOut(svc); way == nil || isLocal(q, way) {
+		return false
+	}
+	return slices.ContainsFunc(p.nodeList, func(n *spec.Node) bool {
+		if n.State != spec.NodeReady || n.Ports == nil {
+			return false
+		}
+		i := slices.IndexFunc(*n.Ports, func(t spec.PortStatus) bool { return t.Owner == svc.Key() && isPort(&t, q) })
+		return i < 0 || (*n.Ports)[i].Problem == ""
+	})
 }
 
 // portAwaited names a port of the service of which a node that is alive has

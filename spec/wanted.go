@@ -1,5 +1,7 @@
 package spec
 
+import "strings"
+
 // Clock orders the documents that a node gets: first by the incarnation of
 // the state, then by the log index they were made from. An older document
 // never replaces a newer one.
@@ -78,6 +80,9 @@ type NetworkHost struct {
 	Number uint32 `json:"number"`
 	// Address is the IP address by which other nodes reach it.
 	Address string `json:"address"`
+	// Down: the managers hold it for dead. The way to it stays as it is, since it
+	// may be alive all the same, but nobody waits for its tasks.
+	Down bool `json:"down,omitempty"`
 }
 
 // RemoteEndpoint is the end of a network at a task of another node.
@@ -130,6 +135,9 @@ type PublishedPort struct {
 	Protocol string `json:"protocol"`
 	// Owner is "stack/service".
 	Owner string `json:"owner"`
+	// Shared: all nodes publish it, and of those that are asked for one HostIP
+	// only the ones that have it.
+	Shared bool `json:"shared,omitempty"`
 	// Targets are "address:port" of tasks that are ready, sorted; none means
 	// that connections are refused.
 	Targets []string `json:"targets,omitempty"`
@@ -163,6 +171,13 @@ type PortStatus struct {
 	// means that it is served.
 	Problem string `json:"problem,omitempty"`
 }
+
+// NoAddress ends the Problem of a port on a node that does not have its HostIP.
+const NoAddress = "the host has no such address"
+
+// Elsewhere reports whether the port is not served for want of its address,
+// which another node may have.
+func (p *PortStatus) Elsewhere() bool { return strings.HasSuffix(p.Problem, NoAddress) }
 
 // TaskReport is the status of one task.
 type TaskReport struct {
