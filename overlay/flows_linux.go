@@ -5,25 +5,51 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	mdl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"wherry.dev/spec"
 )
 
-// forgetEnds deletes the connection tracking entries of a Flow without a port.
+// endFlow returns the Flow of an operation if it is one without a port.
+func endFlow(o Op) (Flow, bool) {
+	f, ok := o.Object.(Flow)
+	return f, ok && f.Port == 0
+}
+
+// forgetEnds deletes the connection tracking entries of Flows without a port
+// in one namespace.
 //
 // The kernel looks for them itself where it can (6.12). Where it cannot, they
-// are all read, which takes it some milliseconds in each namespace, however
-// few they are: the table of all namespaces is one.
-func (k *linuxKernel) forgetEnds(f Flow) error {
-	n := k.nftIn(f.NS)
-	for _, gone := range f.Gone {
-		if !k.scan && n.forget(f, gone) == nil {
-			continue
+// are all read, if there are any. That takes some milliseconds in each
+// namespace, however few they are: the table of all namespaces is one.
+func (k *linuxKernel) forgetEnds(ns spec.TaskID, flows []Flow) error {
+	if !k.scan && k.nftIn(ns).forget(flows) == nil {
+		return nil
+	}
+	if count, err := k.readSysctl(SysctlKey{NS: ns, Path: "net/netfilter/nf_conntrack_count"}); err == nil && count == "0" {
+		return nil
+	}
+	h := k.rt
+	if ns != "" {
+		fd, err := k.spaces.open(ns)
+		if err != nil {
+			return err
 		}
-		return k.scanFlows(f)
+		defer unix.Close(fd)
+		// Not kept: it is seldom needed, and one more socket for each task.
+		h, err = netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_NETFILTER)
+		if err != nil {
+			return fmt.Errorf("open netlink of task %s: %w", ns, err)
+		}
+		defer h.Close()
+	}
+	if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, endFilter(flows)); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("delete connections: %w", err)
 	}
 	return nil
 }
@@ -47,84 +73,67 @@ const (
 	ctMatchProto = 1 << 3
 )
 
-// forget deletes the entries of one end.
-func (n *nftTables) forget(f Flow, gone netip.Addr) error {
-	nested := func(typ uint16, in ...mdl.Attribute) mdl.Attribute {
-		b, _ := mdl.MarshalAttributes(in) // its only error is an attribute of more than 64 kB
-		return mdl.Attribute{Type: typ | unix.NLA_F_NESTED, Data: b}
-	}
-	proto := nested(ctTupleProto, mdl.Attribute{Type: ctProtoNum, Data: []byte{protocols()[f.Proto]}})
-	// The kernel wants addresses in both tuples; the flags say which count.
-	match := func(tuple, ip uint16, a netip.Addr) mdl.Attribute {
-		return nested(tuple, nested(ctTupleIP, mdl.Attribute{Type: ip, Data: a.AsSlice()}), proto)
-	}
-	flags := func(typ uint16, v uint32) mdl.Attribute {
-		return mdl.Attribute{Type: typ, Data: binary.NativeEndian.AppendUint32(nil, v)}
-	}
-	orig, filter := nested(ctTupleOrig, proto), []mdl.Attribute{flags(ctFilterOrig, ctMatchProto), flags(ctFilterReply, ctMatchSrc|ctMatchProto)}
-	if f.IP != "" {
-		ip, err := netip.ParseAddr(f.IP)
-		if err != nil {
-			return err
-		}
-		orig, filter[0] = match(ctTupleOrig, ctIPv4Dst, ip), flags(ctFilterOrig, ctMatchDst|ctMatchProto)
-	}
-	data, err := mdl.MarshalAttributes([]mdl.Attribute{orig, match(ctTupleReply, ctIPv4Src, gone), nested(ctFilter, filter...)})
-	if err != nil {
-		return err
-	}
+// forget asks the kernel to delete the entries of all ends that are gone.
+func (n *nftTables) forget(flows []Flow) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err := n.openLocked(); err != nil {
 		return err
 	}
-	_, err = n.raw.Execute(mdl.Message{
-		Header: mdl.Header{Type: unix.NFNL_SUBSYS_CTNETLINK<<8 | ctDelete, Flags: mdl.Request | mdl.Acknowledge},
-		Data:   append(nfHeader(unix.AF_INET, 0), data...),
-	})
-	return err
-}
-
-func protocols() map[string]byte { return map[string]byte{"tcp": protoTCP, "udp": protoUDP} }
-
-// scanFlows does what forget does on a kernel that cannot.
-func (k *linuxKernel) scanFlows(f Flow) error {
-	h := k.rt
-	if f.NS != "" {
-		fd, err := k.spaces.open(f.NS)
-		if err != nil {
-			return err
+	for _, f := range flows {
+		for _, gone := range f.Gone {
+			data, err := flowRequest(f, gone)
+			if err != nil {
+				return err
+			}
+			_, err = n.raw.Execute(mdl.Message{
+				Header: mdl.Header{Type: unix.NFNL_SUBSYS_CTNETLINK<<8 | ctDelete, Flags: mdl.Request | mdl.Acknowledge},
+				Data:   append(nfHeader(unix.AF_INET, 0), data...),
+			})
+			if err != nil {
+				return err
+			}
 		}
-		defer unix.Close(fd)
-		// Not kept: it is seldom needed, and one more socket for each task.
-		h, err = netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_NETFILTER)
-		if err != nil {
-			return fmt.Errorf("open netlink of task %s: %w", f.NS, err)
-		}
-		defer h.Close()
-	}
-	if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, endFilter{f}); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return fmt.Errorf("delete connections: %w", err)
 	}
 	return nil
 }
 
-// endFilter matches what a Flow without a port describes.
-type endFilter struct{ Flow }
-
-func (f endFilter) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
-	if c.Forward.Protocol != protocols()[f.Proto] {
-		return false
+// flowRequest describes the entries of a Flow that lead to one end. The filter
+// says which parts of the two tuples count.
+func flowRequest(f Flow, gone netip.Addr) ([]byte, error) {
+	nested := func(typ uint16, in ...mdl.Attribute) mdl.Attribute {
+		b, _ := mdl.MarshalAttributes(in) // its only error is an attribute of more than 64 kB
+		return mdl.Attribute{Type: typ | unix.NLA_F_NESTED, Data: b}
 	}
+	flags := func(typ uint16, v uint32) mdl.Attribute {
+		return mdl.Attribute{Type: typ, Data: binary.NativeEndian.AppendUint32(nil, v)}
+	}
+	proto := nested(ctTupleProto, mdl.Attribute{Type: ctProtoNum, Data: []byte{protocols()[f.Proto]}})
+	end := nested(ctTupleIP, mdl.Attribute{Type: ctIPv4Src, Data: gone.AsSlice()})
+	orig, counts := nested(ctTupleOrig, proto), uint32(ctMatchProto)
+	if f.IP != "" {
+		ip, err := netip.ParseAddr(f.IP)
+		if err != nil {
+			return nil, err
+		}
+		orig = nested(ctTupleOrig, nested(ctTupleIP, mdl.Attribute{Type: ctIPv4Dst, Data: ip.AsSlice()}), proto)
+		counts |= ctMatchDst
+	}
+	return mdl.MarshalAttributes([]mdl.Attribute{
+		orig, nested(ctTupleReply, end, proto),
+		nested(ctFilter, flags(ctFilterOrig, counts), flags(ctFilterReply, ctMatchSrc|ctMatchProto)),
+	})
+}
+
+func protocols() map[string]byte { return map[string]byte{"tcp": protoTCP, "udp": protoUDP} }
+
+// endFilter matches what Flows without a port describe.
+type endFilter []Flow
+
+func (fs endFilter) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
 	dst, _ := netip.AddrFromSlice(c.Forward.DstIP.To4())
 	end, _ := netip.AddrFromSlice(c.Reverse.SrcIP.To4())
-	if f.IP != "" && dst.String() != f.IP {
-		return false
-	}
-	for _, g := range f.Gone {
-		if g == end {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(fs, func(f Flow) bool {
+		return c.Forward.Protocol == protocols()[f.Proto] && (f.IP == "" || dst.String() == f.IP) && slices.Contains(f.Gone, end)
+	})
 }

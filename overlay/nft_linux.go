@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 
@@ -300,9 +299,7 @@ func (n *nftTables) transact(ops []Op) error {
 		return err
 	}
 	if err := n.transactLocked(ops); err != nil {
-		if n.enter != nil {
-			n.closeLocked() // answers may be left in it
-		}
+		n.closeLocked() // answers may be left in it
 		return fmt.Errorf("change nftables, %d operations from %q: %w", len(ops), ops[0], err)
 	}
 	return nil
@@ -321,137 +318,64 @@ func (n *nftTables) transactLocked(ops []Op) error {
 			break
 		}
 	}
-	elems, types := elementBatch{conn: n.conn}, map[TableID]map[string]setType{}
-	for _, o := range ops {
-		if id := tableOf(o); types[id] == nil {
-			types[id] = typesOf(id)
-		}
-		if e, ok := o.Object.(Element); ok {
-			if err := elems.add(o.Verb, e, types[e.Table][e.Set]); err != nil {
+	b := &nftBatch{}
+	for i := 0; i < len(ops); i++ {
+		e, ok := ops[i].Object.(Element)
+		if !ok {
+			if err := n.queueLocked(b, ops[i]); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := elems.flush(); err != nil {
+		var list []Element // of one set
+		for ; i < len(ops); i++ {
+			x, ok := ops[i].Object.(Element)
+			if !ok || x.Table != e.Table || x.Set != e.Set || ops[i].Verb != ops[i-len(list)].Verb {
+				break
+			}
+			list = append(list, x)
+		}
+		i--
+		if err := b.elements(ops[i].Verb, typesOf(e.Table)[e.Set], list); err != nil {
 			return err
 		}
-		if err := n.queueLocked(o, types[tableOf(o)]); err != nil {
-			return err
-		}
 	}
-	if err := elems.flush(); err != nil {
-		return err
-	}
-	err := n.conn.Flush()
-	if errors.Is(err, os.ErrPermission) {
-		n.own = false
-	}
-	return err
+	return b.send(n.raw)
 }
 
-func (n *nftTables) queueLocked(o Op, types map[string]setType) error {
-	t := nftTable(tableOf(o))
+func (n *nftTables) queueLocked(b *nftBatch, o Op) error {
 	switch x := o.Object.(type) {
 	case TableChange:
-		switch {
-		case o.Verb == Delete:
-			n.conn.DelTable(t)
+		if o.Verb == Delete || n.enter != nil { // the host's has been claimed
+			b.table(o.Verb, x.Table)
+		}
+		if o.Verb == Delete {
 			n.own = false
-		case n.enter != nil: // the host's has been claimed
-			n.conn.AddTable(t)
 		}
 	case SetChange:
-		s := nftSet(t, x.Set, types[x.Set])
 		if o.Verb == Delete {
-			n.conn.DelSet(s)
-			return nil
+			b.delSet(x.Table, x.Set)
+		} else {
+			b.addSet(x.Table, x.Set, typesOf(x.Table)[x.Set])
 		}
-		return n.conn.AddSet(s, nil)
 	case *ChainChange:
-		c := nftChain(t, x.Name, x.Chain.Hook)
 		switch o.Verb {
 		case Delete:
-			n.conn.FlushChain(c)
-			n.conn.DelChain(c)
+			b.delChain(x.Table, x.Name)
 		case Add:
-			n.conn.AddChain(c)
+			b.addChain(x.Table, x.Name, x.Chain.Hook)
 		case Replace:
-			n.conn.FlushChain(c)
-			n.conn.DelChain(c)
-			n.conn.AddChain(c)
+			b.delChain(x.Table, x.Name)
+			b.addChain(x.Table, x.Name, x.Chain.Hook)
 		case Change:
-			n.conn.FlushChain(c)
-			for _, r := range x.Chain.Rules {
-				n.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: exprs(r.terms), UserData: userdata.AppendString(nil, ruleComment, r.Text)})
-			}
+			return b.fillChain(x.Table, x.Name, x.Chain.Rules)
 		}
 	}
 	return nil
 }
 
-// elementBatch joins operations on elements of one set into one message.
-type elementBatch struct {
-	conn  *nftables.Conn
-	verb  Verb
-	table TableID
-	set   *nftables.Set
-	list  []nftables.SetElement
-}
-
-// maxBatch bounds the elements of one message, whose lengths have 16 bits.
-const maxBatch = 500
-
-func (b *elementBatch) add(verb Verb, e Element, t setType) error {
-	if b.set == nil || b.table != e.Table || b.set.Name != e.Set || b.verb != verb || len(b.list) == maxBatch {
-		if err := b.flush(); err != nil {
-			return err
-		}
-		b.verb, b.table, b.set = verb, e.Table, nftSet(nftTable(e.Table), e.Set, t)
-	}
-	key, err := encode(t.key, e.Key)
-	if err != nil {
-		return err
-	}
-	el := nftables.SetElement{Key: key}
-	if len(t.value) > 0 {
-		if el.Val, err = encode(t.value, e.Value); err != nil {
-			return err
-		}
-	}
-	b.list = append(b.list, el)
-	return nil
-}
-
-func (b *elementBatch) flush() error {
-	if len(b.list) == 0 {
-		return nil
-	}
-	list := b.list
-	b.list = nil
-	if b.verb == Delete {
-		return b.conn.SetDeleteElements(b.set, list)
-	}
-	return b.conn.SetAddElements(b.set, list)
-}
-
-func nftChain(t *nftables.Table, name string, h Hook) *nftables.Chain {
-	c := &nftables.Chain{Name: name, Table: t}
-	if h == (Hook{}) {
-		return c
-	}
-	hooks := map[string]*nftables.ChainHook{
-		"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "forward": nftables.ChainHookForward,
-		"output": nftables.ChainHookOutput, "postrouting": nftables.ChainHookPostrouting, "egress": nftables.ChainHookEgress,
-	}
-	accept := nftables.ChainPolicyAccept
-	c.Hooknum, c.Type, c.Policy = hooks[h.Name], nftables.ChainType(h.Type), &accept
-	c.Device = h.Device
-	c.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(h.Priority))
-	return c
-}
-
-func nftSet(t *nftables.Table, name string, typ setType) *nftables.Set {
-	s := &nftables.Set{Table: t, Name: name, KeyType: nftType(typ.key), Concatenation: len(typ.key) > 1, IsMap: len(typ.value) > 0}
+func nftSet(id TableID, name string, typ setType) *nftables.Set {
+	s := &nftables.Set{Table: nftTable(id), Name: name, KeyType: nftType(typ.key), Concatenation: len(typ.key) > 1, IsMap: len(typ.value) > 0}
 	if typ.key[0] == fieldIfname {
 		s.KeyByteOrder = binaryutil.NativeEndian // how nft(8) prints names
 	}

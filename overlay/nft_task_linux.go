@@ -151,7 +151,7 @@ func hookFrom(family byte, typ string, data []byte) (Hook, error) {
 	}, nil
 }
 
-// dumpLocked sends one request and returns the attributes of the answers.
+// dumpLocked asks nftables and returns the attributes of the answers.
 func (n *nftTables) dumpLocked(msg uint16, family byte, flags mdl.HeaderFlags, attrs ...mdl.Attribute) ([]map[uint16][]byte, error) {
 	data, err := mdl.MarshalAttributes(attrs)
 	if err != nil {

@@ -41,6 +41,23 @@ func (k *linuxKernel) apply(ops []Op) []error {
 			i = end - 1
 			continue
 		}
+		if f, ok := endFlow(ops[i]); ok {
+			flows := []Flow{f}
+			for j := i + 1; j < len(ops); j++ {
+				next, ok := endFlow(ops[j])
+				if !ok || next.NS != f.NS {
+					break
+				}
+				flows = append(flows, next)
+			}
+			err := k.forgetEnds(f.NS, flows)
+			for range flows {
+				errs[i] = err
+				i++
+			}
+			i--
+			continue
+		}
 		if err := k.applyOne(ops[i]); err != nil {
 			errs[i] = fmt.Errorf("%s: %w", ops[i], err)
 		}
@@ -78,9 +95,6 @@ func (k *linuxKernel) applyOne(o Op) error {
 		}
 		return k.claim([]Claim{x})[x]
 	case Flow:
-		if x.Port == 0 {
-			return k.forgetEnds(x)
-		}
 		return k.forget(x)
 	case Addr:
 		return k.applyAddr(o.Verb, x)
