@@ -384,6 +384,16 @@ func randomInput(r *rand.Rand) Input {
 			port.Targets = slices.Compact(port.Targets)
 			doc.Ports = append(doc.Ports, port)
 		}
+		for v := range r.IntN(2) {
+			vip := spec.VIP{Address: fmt.Sprintf("10.9.%d.%d", n, 200+v)}
+			for range r.IntN(4) {
+				vip.Targets = append(vip.Targets, fmt.Sprintf("10.9.%d.%d", n, 2+r.IntN(9)))
+			}
+			doc.VIPs = append(doc.VIPs, vip)
+		}
+		for range r.IntN(3) {
+			doc.Remote = append(doc.Remote, spec.RemoteEndpoint{IP: fmt.Sprintf("10.9.%d.%d", n, 2+r.IntN(9))})
+		}
 		in.Networks = append(in.Networks, doc)
 	}
 	for i := range r.IntN(6) {

@@ -24,6 +24,8 @@ type fakeKernel struct {
 	taken map[Claim]error
 	// looking is called by observe between reading and returning.
 	looking func()
+	// applying is called before operations are done.
+	applying func(ops []Op)
 	// looks are the tasks that were looked into.
 	looks []spec.TaskID
 	dirty func()
@@ -49,6 +51,9 @@ func (k *fakeKernel) damage(f func(State), tell bool) {
 }
 
 func (k *fakeKernel) apply(ops []Op) []error {
+	if k.applying != nil {
+		k.applying(ops)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	errs := make([]error, len(ops))
