@@ -77,12 +77,14 @@ func Compile(in Input) State {
 			publish(t, c, p.Targets)
 		}
 	}
-	in.guard(t)
+	in.members(t.Sets[setPeers], netip.Addr.Is4)
+	in.api(t.Sets[setAPI])
 	slices.SortFunc(egress, func(a, b Rule) int { return strings.Compare(a.Text, b.Text) })
 	post := t.Chains["post"]
 	post.Rules = append(post.Rules, egress...)
 	t.Chains["post"] = post
 	st.Tables[hostTable(in.Node)] = t
+	in.guard6(st, networks)
 	shared := taskSets{}
 	for _, s := range in.Tasks {
 		st.merge(in.task(s, networks, shared))
@@ -283,20 +285,21 @@ func (n network) tunnel(in Input, st State) {
 	}
 }
 
-// guard adds whom the table lets in from the underlay, and what it keeps from
-// the tasks.
-func (in Input) guard(t Table) {
+// members adds the addresses of the other hosts of all networks.
+func (in Input) members(set Set, family func(netip.Addr) bool) {
 	for _, d := range in.Networks {
 		for _, h := range d.Hosts {
-			if a, err := netip.ParseAddr(h.Address); err == nil && a.Unmap().Is4() {
-				t.Sets[setPeers][a.Unmap().String()] = ""
+			if a, err := netip.ParseAddr(h.Address); err == nil && family(a.Unmap()) {
+				set[a.Unmap().String()] = ""
 			}
 		}
 	}
+}
+
+// api adds the ports of this node's API, which are taken for those of all.
+func (in Input) api(set Set) {
 	if port := in.Underlay.Port(); port != 0 {
-		for _, proto := range []string{"tcp", "udp"} {
-			t.Sets[setAPI][fmt.Sprintf("%s . %d", proto, port)] = ""
-		}
+		set[fmt.Sprintf("tcp . %d", port)], set[fmt.Sprintf("udp . %d", port)] = "", ""
 	}
 }
 

@@ -36,6 +36,13 @@ func encode(fields []fieldType, text string) ([]byte, error) {
 				return nil, fmt.Errorf("element %q: %q is no IPv4 address", text, p)
 			}
 			f = a.As4()
+		case fieldIPv6:
+			a, err := netip.ParseAddr(p)
+			if err != nil || !a.Is6() {
+				return nil, fmt.Errorf("element %q: %q is no IPv6 address", text, p)
+			}
+			b = append(b, a.AsSlice()...)
+			continue
 		case fieldProto:
 			f[0] = map[string]byte{"tcp": protoTCP, "udp": protoUDP}[p]
 		case fieldPort:
@@ -62,8 +69,11 @@ func decode(fields []fieldType, b []byte) string {
 	var parts []string
 	for _, f := range fields {
 		size := 4
-		if f == fieldIfname {
+		switch f {
+		case fieldIfname:
 			size = ifnameSize
+		case fieldIPv6:
+			size = 16
 		}
 		if len(b) < size {
 			return fmt.Sprintf("unknown %x", b)
@@ -75,6 +85,8 @@ func decode(fields []fieldType, b []byte) string {
 			parts = append(parts, strings.TrimRight(string(v), "\x00"))
 		case fieldIPv4:
 			parts = append(parts, netip.AddrFrom4([4]byte(v)).String())
+		case fieldIPv6:
+			parts = append(parts, netip.AddrFrom16([16]byte(v)).String())
 		case fieldProto:
 			parts = append(parts, map[byte]string{protoTCP: "tcp", protoUDP: "udp"}[v[0]])
 		case fieldPort:

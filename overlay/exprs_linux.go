@@ -94,6 +94,16 @@ func (t term) exprs() []expr.Any {
 	case termSelf:
 		return []expr.Any{ip(source, reg32(0)), ip(destination, reg32(1)), lookup()}
 	}
+	address6 := func(offset uint32) []expr.Any {
+		return []expr.Any{&expr.Payload{OperationType: expr.PayloadLoad, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 16, DestRegister: reg32(0)}, lookup()}
+	}
+	const source6, destination6 = 8, 24
+	switch t.kind {
+	case termSaddr6:
+		return address6(source6)
+	case termDaddr6:
+		return address6(destination6)
+	}
 	if out := t.taskExprs(); out != nil {
 		return out
 	}

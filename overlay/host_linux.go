@@ -412,7 +412,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	k, change := h.kernel, h.change
 	nets, unsaved := h.documentsLocked(), h.unsaved
 	h.unsaved = false
-	q := query{host: true}
+	q := query{host: true, watch: true}
 	gens, look, known := h.recallLocked(full)
 	q.inside = look
 	h.mu.Unlock()

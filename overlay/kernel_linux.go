@@ -43,6 +43,9 @@ type query struct {
 	// links reads the links of the host and what hangs on them, host also
 	// nftables and claims.
 	links, host bool
+	// watch makes what is seen that with which events are compared: whoever
+	// asks puts right what he sees.
+	watch bool
 	// underlay is the address that the node advertises; it may be invalid.
 	underlay netip.Addr
 	// inside lists the tasks whose namespaces are read too.
@@ -79,6 +82,8 @@ type linuxKernel struct {
 	// does not wait behind the dumps of the former.
 	rt, fast *netlink.Handle
 	nft      *nftTables
+	// nft6 is for the table that a host has on an underlay of IPv6.
+	nft6 *nftTables
 	// scan reads all connections to find some, as an older kernel has it.
 	scan bool
 
@@ -104,7 +109,7 @@ func newLinuxKernel(node spec.NodeID, spaces *namespaces, log *slog.Logger) (*li
 	}
 	return &linuxKernel{
 		node: node, log: log, spaces: spaces, rt: rt, fast: fast,
-		nft: &nftTables{name: tableName(node)}, held: map[Claim]int{}, reap: make(chan struct{}, 1),
+		nft: &nftTables{name: tableName(node)}, nft6: &nftTables{name: tableName(node), family: familyIPv6}, held: map[Claim]int{}, reap: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -126,6 +131,7 @@ func (k *linuxKernel) run(ctx context.Context, dirty func()) error {
 
 func (k *linuxKernel) close() {
 	k.nft.close()
+	k.nft6.close()
 	k.releaseAll()
 }
 
@@ -133,13 +139,15 @@ func (k *linuxKernel) observe(q query) (observation, error) {
 	o := observation{state: NewState(), inside: map[spec.TaskID]bool{}}
 	var errs []error
 	if q.host || q.links {
-		if err := k.observeLinks(&o, q.underlay); err != nil {
+		if err := k.observeLinks(q, &o); err != nil {
 			return o, err
 		}
 	}
 	if q.host {
-		if err := k.nft.observe(&o); err != nil {
-			return o, err
+		for _, n := range []*nftTables{k.nft, k.nft6} {
+			if err := n.observe(&o); err != nil {
+				return o, err
+			}
 		}
 		k.claimMu.Lock()
 		for c := range k.held {
@@ -175,7 +183,7 @@ func dump[T any](list func() ([]T, error)) ([]T, error) {
 	return nil, fmt.Errorf("read the kernel's network: it changes too fast")
 }
 
-func (k *linuxKernel) observeLinks(o *observation, underlay netip.Addr) error {
+func (k *linuxKernel) observeLinks(q query, o *observation) error {
 	links, err := dump(k.rt.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
@@ -213,12 +221,12 @@ func (k *linuxKernel) observeLinks(o *observation, underlay netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	if underlay.Is6() {
+	if q.underlay.Is6() {
 		if addrs, err = dump(func() ([]netlink.Addr, error) { return k.rt.AddrList(nil, unix.AF_INET6) }); err != nil {
 			return fmt.Errorf("list addresses: %w", err)
 		}
 	}
-	holder := slices.IndexFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(underlay.AsSlice()) })
+	holder := slices.IndexFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(q.underlay.AsSlice()) })
 	o.adrift = holder < 0
 	if holder >= 0 {
 		o.mtu = mtus[addrs[holder].LinkIndex]
@@ -230,7 +238,9 @@ func (k *linuxKernel) observeLinks(o *observation, underlay netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	k.ours.Store(&landmarks{ours, neighs})
+	if q.watch {
+		k.ours.Store(&landmarks{ours, neighs})
+	}
 	return nil
 }
 

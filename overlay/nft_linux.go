@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,8 +22,8 @@ import (
 // (6.9): then nobody else's flush touches it, and the next daemon takes it
 // over. Those of a task have no owner, see nftInside.
 type nftTables struct {
-	// name of the host's table, which is of family ip.
-	name string
+	// name of the host's table, and its family, which is ip if empty.
+	name, family string
 	// shared keeps the table without an owner, as an older kernel has it.
 	shared bool
 	// enter opens the namespace of a task; nil is the host's.
@@ -60,11 +61,11 @@ const (
 	tablePersist = 0x4 // NFT_TABLE_F_PERSIST
 )
 
-func (n *nftTables) hostID() TableID { return TableID{Family: "ip", Name: n.name} }
+func (n *nftTables) hostID() TableID { return TableID{Family: cmp.Or(n.family, "ip"), Name: n.name} }
 
 func nftTable(id TableID) *nftables.Table {
 	families := map[string]nftables.TableFamily{
-		"ip": nftables.TableFamilyIPv4, familyInet: nftables.TableFamilyINet, familyNetdev: nftables.TableFamilyNetdev,
+		"ip": nftables.TableFamilyIPv4, familyIPv6: nftables.TableFamilyIPv6, familyInet: nftables.TableFamilyINet, familyNetdev: nftables.TableFamilyNetdev,
 	}
 	return &nftables.Table{Name: id.Name, Family: families[id.Family]}
 }
@@ -154,7 +155,7 @@ func (n *nftTables) newTableLocked(flags uint32) error {
 		{Header: mdl.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: mdl.Request}, Data: nfHeader(0, unix.NFNL_SUBSYS_NFTABLES)},
 		{
 			Header: mdl.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE, Flags: mdl.Request | mdl.Acknowledge | mdl.Create},
-			Data:   append(nfHeader(unix.NFPROTO_IPV4, 0), attrs...),
+			Data:   append(nfHeader(byte(nftTable(n.hostID()).Family), 0), attrs...),
 		},
 		{Header: mdl.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: mdl.Request}, Data: nfHeader(0, unix.NFNL_SUBSYS_NFTABLES)},
 	}
@@ -198,18 +199,25 @@ func (n *nftTables) observeLocked() error {
 	n.last = nil
 	// What changes from here on is of another generation, and read next time.
 	now := &nftReading{generation: generation}
-	tables, err := n.conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	family := nftTable(n.hostID()).Family
+	tables, err := n.conn.ListTablesOfFamily(family)
 	if err != nil {
 		return err
+	}
+	found := false
+	for _, t := range tables {
+		found = found || t.Name == n.name
+	}
+	if !found && n.family != "" {
+		n.own, n.last = false, now
+		return nil
 	}
 	chains, err := n.conn.ListChains()
 	if err != nil {
 		return err
 	}
-	now.warnings = foreignDrops(chains, n.name)
-	found := false
-	for _, t := range tables {
-		found = found || t.Name == n.name
+	if n.family == "" {
+		now.warnings = foreignDrops(chains, n.name)
 	}
 	if !found {
 		n.own, n.last = false, now
@@ -223,7 +231,7 @@ func (n *nftTables) observeLocked() error {
 		return err
 	}
 	for _, c := range chains {
-		if c.Table == nil || c.Table.Name != n.name || c.Table.Family != nftables.TableFamilyIPv4 {
+		if c.Table == nil || c.Table.Name != n.name || c.Table.Family != family {
 			continue
 		}
 		rules, err := n.conn.GetRules(nftTable(n.hostID()), c)
@@ -389,7 +397,7 @@ func nftType(fields []fieldType) nftables.SetDatatype {
 	types := make([]nftables.SetDatatype, len(fields))
 	for i, f := range fields {
 		types[i] = map[fieldType]nftables.SetDatatype{
-			fieldIfname: nftables.TypeIFName, fieldIPv4: nftables.TypeIPAddr, fieldProto: nftables.TypeInetProto,
+			fieldIfname: nftables.TypeIFName, fieldIPv4: nftables.TypeIPAddr, fieldIPv6: nftables.TypeIP6Addr, fieldProto: nftables.TypeInetProto,
 			fieldPort: nftables.TypeInetService, fieldSlot: nftables.TypeMark,
 		}[f]
 	}

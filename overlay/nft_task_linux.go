@@ -203,6 +203,14 @@ func (n *namespaces) nft(t spec.TaskID) *nftTables {
 	return n.tables[t]
 }
 
+// nftOf returns what a table is read and written by.
+func (k *linuxKernel) nftOf(id TableID) *nftTables {
+	if id.NS == "" && id.Family == familyIPv6 {
+		return k.nft6
+	}
+	return k.nftIn(id.NS)
+}
+
 // nftIn returns the nftables of a task's namespace, or of the host's.
 func (k *linuxKernel) nftIn(ns spec.TaskID) *nftTables {
 	if ns == "" {

@@ -21,24 +21,15 @@ func (k *linuxKernel) apply(ops []Op) []error {
 	for i := 0; i < len(ops); i++ {
 		if isNFT(ops[i]) {
 			end := i + 1
-			ns := tableOf(ops[i]).NS
-			for end < len(ops) && isNFT(ops[end]) && tableOf(ops[end]).NS == ns {
+			tables := k.nftOf(tableOf(ops[i]))
+			for end < len(ops) && isNFT(ops[end]) && k.nftOf(tableOf(ops[end])) == tables {
 				end++
 			}
-			err := k.nftIn(ns).transact(ops[i:end])
+			err := tables.transact(ops[i:end])
 			for ; i < end; i++ {
 				errs[i] = err
 			}
 			i--
-			continue
-		}
-		if isEntry(ops[i]) {
-			end := i + 1
-			for end < len(ops) && isEntry(ops[end]) {
-				end++
-			}
-			copy(errs[i:end], k.applyEntries(ops[i:end]))
-			i = end - 1
 			continue
 		}
 		if f, ok := endFlow(ops[i]); ok {
@@ -56,6 +47,15 @@ func (k *linuxKernel) apply(ops []Op) []error {
 				i++
 			}
 			i--
+			continue
+		}
+		if isEntry(ops[i]) {
+			end := i + 1
+			for end < len(ops) && isEntry(ops[end]) {
+				end++
+			}
+			copy(errs[i:end], k.applyEntries(ops[i:end]))
+			i = end - 1
 			continue
 		}
 		if err := k.applyOne(ops[i]); err != nil {

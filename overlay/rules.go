@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -106,7 +107,7 @@ func (t term) String() string {
 	case termSelf:
 		return "ip saddr . ip daddr @" + t.set
 	}
-	if text := t.taskText(); text != "" {
+	if text := cmp.Or(t.taskText(), t.text6()); text != "" {
 		return text
 	}
 	panic(fmt.Sprintf("overlay: term %d has no text", t.kind))
@@ -172,6 +173,7 @@ type fieldType int
 const (
 	fieldIfname fieldType = iota
 	fieldIPv4
+	fieldIPv6
 	fieldProto
 	fieldPort
 	fieldSlot

@@ -35,8 +35,11 @@ func taskSetTypes() map[string]setType {
 
 // typesOf gives the types of the sets of a table.
 func typesOf(id TableID) map[string]setType {
-	if id.Family == familyInet {
+	switch id.Family {
+	case familyInet:
 		return taskSetTypes()
+	case familyIPv6:
+		return setTypes6()
 	}
 	return setTypes()
 }

@@ -237,7 +237,8 @@ func (c Claim) String() string { return fmt.Sprintf("claim %s %s:%d", c.Proto, c
 // empty is the host's.
 type TableID struct {
 	NS spec.TaskID
-	// Family is ip for the host's table, inet or netdev for a task's.
+	// Family is ip for the host's table, ip6 for its second one, inet or netdev
+	// for a task's.
 	Family, Name string
 }
 
@@ -250,9 +251,9 @@ func (t TableID) String() string {
 	return string(t.NS) + "/" + t.Family + " " + t.Name
 }
 
-// short leaves out the family of the host's table: it has only one.
+// short leaves out the family of the host's table.
 func (t TableID) short() string {
-	if t.NS == "" {
+	if t.NS == "" && t.Family != familyIPv6 {
 		return t.Name
 	}
 	return t.String()
