@@ -38,7 +38,7 @@ func services() Input {
 // which connections it forgets.
 func TestTaskTables(t *testing.T) {
 	inet, edge := TableID{"1-10", familyInet, taskTableName}, TableID{"1-10", familyNetdev, taskTableName}
-	keep := func(want *Input) {}
+	keep := func(*Input) {}
 	tests := []struct {
 		name   string
 		damage func(have State)

@@ -15,6 +15,7 @@
 //
 // The package refuses to touch what is not its own. Its links carry a group
 // number and an alias made from the node's ID, its nftables live in one table
-// of their own. The one setting of the host that it changes is
-// net.ipv4.ip_forward, which it switches on when it is off.
+// of their own, and in two in the namespace of each task. The one setting of
+// the host that it changes is net.ipv4.ip_forward, which it switches on when it
+// is off.
 package overlay

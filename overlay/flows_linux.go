@@ -24,9 +24,10 @@ func endFlow(o Op) (Flow, bool) {
 // forgetEnds deletes the connection tracking entries of Flows without a port
 // in one namespace.
 //
-// The kernel looks for them itself where it can (6.12). Where it cannot, they
-// are all read, if there are any. That takes some milliseconds in each
-// namespace, however few they are: the table of all namespaces is one.
+// The kernel looks for them itself where it can. An older one refuses, since
+// it takes the request for that of one entry, and they are all read, if there
+// are any. That takes some milliseconds in each namespace, however few they
+// are: the table of all namespaces is one.
 func (k *linuxKernel) forgetEnds(ns spec.TaskID, flows []Flow) error {
 	if !k.scan && k.nftIn(ns).forget(flows) == nil {
 		return nil
