@@ -19,6 +19,8 @@ type host struct {
 	// flipped is when it was cut off or came back.
 	flipped time.Time
 	memory  int64
+	mtu     int
+	address string
 	want    spec.Wanted
 	// lease is until when exclusive tasks may run.
 	lease time.Time

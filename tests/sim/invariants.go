@@ -20,6 +20,10 @@ const keepHistory = 5
 func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkForward(before, after)
 	w.checkAddresses(after)
+	w.checkVIPs(before, after)
+	if w.index%16 == 0 { // they are dear
+		w.checkDocuments(after)
+	}
 	w.checkPlaces(before, after, c)
 	w.checkTrust(before, after, c)
 	w.checkLimits(before, after, c)
@@ -55,18 +59,37 @@ func (w *World) checkForward(before, after *store.Snapshot) {
 	}
 }
 
-// checkAddresses: no address twice, each in the subnet of its network.
+// spot is an address on a network.
+type spot struct {
+	network spec.NetworkID
+	ip      netip.Addr
+}
+
+// checkAddresses: no address twice, of tasks and services alike, each in the
+// subnet of its network.
 func (w *World) checkAddresses(s *store.Snapshot) {
-	seen := map[spec.Address]spec.TaskID{}
+	seen := map[spot]string{}
+	take := func(who string, network spec.NetworkID, ip netip.Addr) {
+		at := spot{network, ip}
+		if other, twice := seen[at]; twice {
+			w.failf("%s and %s both have %s on network %s", other, who, ip, network)
+		}
+		seen[at] = who
+	}
+	for _, svc := range s.Services() {
+		for _, v := range svc.VIPs {
+			ip, err := netip.ParseAddr(v.Address)
+			if err != nil || s.Network(v.Network) == nil {
+				w.failf("service %s has %s on network %s", svc.Key(), v.Address, v.Network)
+			}
+			take("service "+svc.Key(), v.Network, ip)
+		}
+	}
 	for _, t := range s.Tasks() {
 		if t.Status.State.Terminal() && (t.Status.State != spec.TaskLost || s.Node(t.Node) == nil) {
 			continue
 		}
 		for _, a := range t.Addresses {
-			if other, twice := seen[a]; twice {
-				w.failf("tasks %s and %s both have %s on network %s", other, t.ID, a.IP, a.Network)
-			}
-			seen[a] = t.ID
 			n := s.Network(a.Network)
 			if n == nil {
 				w.failf("task %s is on network %s, which is gone", t.ID, a.Network)
@@ -77,7 +100,173 @@ func (w *World) checkAddresses(s *store.Snapshot) {
 			if err != nil || err2 != nil || !subnet.Contains(ip.Addr()) || ip.Addr().String() == n.Gateway {
 				w.failf("task %s has %s on network %s with %s", t.ID, a.IP, n.Name, n.Subnet)
 			}
+			take("task "+string(t.ID), a.Network, ip.Addr())
 		}
+	}
+}
+
+// attached are the networks that a service names, in the order of its tasks'
+// addresses.
+func attached(s *store.Snapshot, svc *spec.Service) []spec.NetworkID {
+	row := s.Stack(svc.Stack)
+	nets := s.StackRevision(svc.Stack, row.Revision).Spec.Networks
+	var out []spec.NetworkID
+	for _, a := range svc.Spec.Template.Networks {
+		out = append(out, s.NetworkNamed(nets[a.Network].ClusterName(svc.Stack, a.Network)).ID)
+	}
+	return out
+}
+
+// inNumbers reports whether the numbers of a network have room for an address.
+func inNumbers(s *store.Snapshot, network spec.NetworkID, address string) bool {
+	n := s.Network(network)
+	if n == nil {
+		return false
+	}
+	subnet, err := netip.ParsePrefix(n.Subnet)
+	ip, err2 := netip.ParseAddr(address)
+	return err == nil && err2 == nil && subnet.Contains(ip) && address != n.Gateway && subnet.Contains(ip.Next())
+}
+
+// checkVIPs: a virtual address stays as long as the service names its network,
+// wants to have one, and the numbers of the network have it.
+func (w *World) checkVIPs(before, after *store.Snapshot) {
+	for _, old := range before.Services() {
+		svc := after.Service(old.Stack, old.Name)
+		if svc == nil || svc.ID != old.ID || svc.Spec.EndpointMode == spec.EndpointDNSRR {
+			continue
+		}
+		named := attached(after, svc)
+		for _, v := range old.VIPs {
+			if !slices.Contains(svc.VIPs, v) && slices.Contains(named, v.Network) && inNumbers(after, v.Network, v.Address) {
+				w.failf("service %s had %s on network %s and has %v", svc.Key(), v.Address, v.Network, svc.VIPs)
+			}
+		}
+	}
+}
+
+// checkVIPsAtRest: whatever shall have a virtual address has one, or says why
+// not, and nothing else has.
+func (w *World) checkVIPsAtRest() {
+	s := w.store.Snapshot()
+	for _, row := range s.Stacks() {
+		st, _ := reconciler.Status(s, row.Name, w.now)
+		for _, one := range st.Services {
+			svc := s.Service(row.Name, one.Name)
+			var want []spec.NetworkID
+			if svc.Spec.EndpointMode != spec.EndpointDNSRR {
+				want = attached(s, svc)
+			}
+			for _, id := range want {
+				i := slices.IndexFunc(svc.VIPs, func(v spec.ServiceVIP) bool { return v.Network == id })
+				switch {
+				case i >= 0 && !inNumbers(s, id, svc.VIPs[i].Address):
+					w.failf("service %s has %s on network %s", svc.Key(), svc.VIPs[i].Address, encode(s.Network(id)))
+				case i < 0 && s.Network(id).Subnet != "" && (!w.scarce || one.Message == ""):
+					w.failf("service %s has no virtual address on network %s: %q", svc.Key(), id, one.Message)
+				}
+			}
+			for _, v := range svc.VIPs {
+				still := slices.ContainsFunc(s.TasksOf(svc.Stack, svc.Name), func(t *spec.Task) bool {
+					return !t.Status.State.Terminal() && slices.ContainsFunc(t.Addresses, func(a spec.Address) bool { return a.Network == v.Network })
+				})
+				if !slices.Contains(want, v.Network) && (svc.Spec.EndpointMode == spec.EndpointDNSRR || !still) {
+					w.failf("service %s has %s on network %s for nothing", svc.Key(), v.Address, v.Network)
+				}
+			}
+		}
+	}
+}
+
+// checkDocuments: what the hosts of a network are told fits together.
+func (w *World) checkDocuments(s *store.Snapshot) {
+	docs := map[uint32]map[spec.NetworkID]*spec.HostNetwork{} // by number of the node
+	var numbers []uint32
+	for _, n := range s.Nodes() {
+		of := map[spec.NetworkID]*spec.HostNetwork{}
+		for _, d := range reconciler.HostNetworks(s, n.ID) {
+			of[d.Network.ID] = &d
+		}
+		docs[n.Number] = of
+		numbers = append(numbers, n.Number)
+	}
+	slices.Sort(numbers)
+	for _, a := range numbers {
+		for id, d := range docs[a] { // any order finds the same
+			w.checkEnds(d)
+			for _, b := range numbers {
+				if b != a && docs[b][id] != nil {
+					w.checkPair(s, a, b, d, docs[b][id])
+				}
+			}
+			for _, h := range d.Hosts {
+				if h.Number == a || docs[h.Number][id] == nil {
+					w.failf("host %d is told that host %d has network %s", a, h.Number, d.Network.Name)
+				}
+			}
+		}
+	}
+}
+
+// checkEnds: every target is an end that the host knows, and a network that is
+// local to each host has no other.
+func (w *World) checkEnds(d *spec.HostNetwork) {
+	ends := map[string]bool{}
+	for _, t := range d.Tasks {
+		ends[netip.MustParsePrefix(t.IP).Addr().String()] = true
+	}
+	for _, r := range d.Remote {
+		ends[r.IP] = true
+	}
+	var targets []string
+	for _, v := range d.VIPs {
+		targets = append(targets, v.Targets...)
+	}
+	for _, p := range d.Ports {
+		for _, t := range p.Targets {
+			targets = append(targets, netip.MustParseAddrPort(t).Addr().String())
+		}
+	}
+	for _, t := range targets {
+		if !ends[t] {
+			w.failf("host %d leads traffic of network %s to %s, which is no end of it: %s", d.HostNumber, d.Network.Name, t, encode(d))
+		}
+	}
+	if d.Network.Spec.Driver == spec.DriverBridge && len(d.Hosts)+len(d.Remote) > 0 {
+		w.failf("host %d is told of others on network %s", d.HostNumber, d.Network.Name)
+	}
+}
+
+// checkPair: two hosts of a network know each other, the ends of each other's
+// tasks and no more, and agree about what virtual addresses lead to.
+func (w *World) checkPair(s *store.Snapshot, a, b uint32, da, db *spec.HostNetwork) {
+	if da.Network.Spec.Driver == spec.DriverBridge {
+		return
+	}
+	if !slices.ContainsFunc(da.Hosts, func(h spec.NetworkHost) bool { return h.Number == b }) || da.MTU != db.MTU {
+		w.failf("hosts %d and %d of network %s do not agree:\n%s\n%s", a, b, da.Network.Name, encode(da), encode(db))
+	}
+	theirs := map[string]string{}
+	for _, t := range db.Tasks {
+		theirs[netip.MustParsePrefix(t.IP).Addr().String()] = t.MAC
+	}
+	for _, r := range da.Remote {
+		if r.Host != b {
+			continue
+		}
+		if theirs[r.IP] != r.MAC {
+			w.failf("host %d is told of %s at host %d, which has %s", a, encode(r), b, encode(db.Tasks))
+		}
+		delete(theirs, r.IP)
+	}
+	if len(theirs) > 0 {
+		w.failf("host %d is not told of %v at host %d", a, theirs, b)
+	}
+	ready := func(number uint32) bool {
+		return slices.ContainsFunc(s.Nodes(), func(n *spec.Node) bool { return n.Number == number && n.State == spec.NodeReady })
+	}
+	if ready(a) && ready(b) && (!bytes.Equal(encode(da.VIPs), encode(db.VIPs)) || !bytes.Equal(encode(da.Names), encode(db.Names))) {
+		w.failf("hosts %d and %d of network %s lead to others:\n%s%s\n%s%s", a, b, da.Network.Name, encode(da.VIPs), encode(da.Names), encode(db.VIPs), encode(db.Names))
 	}
 }
 

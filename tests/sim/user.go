@@ -114,6 +114,12 @@ func (w *World) stack(name string, good bool) spec.Stack {
 	if w.chance(30) {
 		web.Placement.Spread = []string{"node.labels.disk"}
 	}
+	if w.chance(20) {
+		web.EndpointMode = spec.EndpointDNSRR
+	}
+	if w.chance(15) { // it leaves a network, or comes back
+		web.Template.Networks = web.Template.Networks[:1]
+	}
 	s.Services["web"] = web
 	db := spec.ServiceSpec{Mode: spec.Replicated, Template: template(image(), "back")}
 	db.Template.Mounts = []spec.Mount{{Type: spec.MountVolume, Source: "data", Target: "/data"}}
@@ -145,6 +151,13 @@ func (w *World) stack(name string, good bool) spec.Stack {
 	}
 	if w.chance(40) {
 		s.Services["agent"] = spec.ServiceSpec{Mode: spec.Global, Template: template(image(), "default")}
+		if w.chance(50) {
+			s.Networks["own"] = spec.NetworkSpec{Driver: spec.DriverBridge}
+			agent := s.Services["agent"]
+			agent.Template.Networks = append(agent.Template.Networks, spec.Attachment{Network: "own"})
+			agent.Ports = []spec.Port{{Target: 514, Protocol: "udp", Mode: spec.PublishIngress}}
+			s.Services["agent"] = agent
+		}
 	}
 	return s
 }

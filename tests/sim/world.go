@@ -56,7 +56,11 @@ func New(seed uint64) *World {
 		seen:  reconciler.NewSightings(longLed),
 	}
 	w.scarce = w.chance(20)
-	w.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "sim", Incarnation: 1, Format: store.Format}})
+	format := store.Format
+	if w.chance(20) {
+		format-- // some managers are of an older version at first
+	}
+	w.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "sim", Incarnation: 1, Format: format}})
 	hosts := 1 + w.rng.IntN(2)
 	if w.chance(80) {
 		hosts = 3 + w.rng.IntN(3)
@@ -72,6 +76,8 @@ func (w *World) join() {
 	w.made++
 	h := newHost(spec.NodeID(fmt.Sprintf("node%012d", w.made)), fmt.Sprint("n", w.made))
 	h.memory = int64(2+w.rng.IntN(6)) << 30
+	h.mtu = []int{0, 1400, 1500, 9000}[w.rng.IntN(4)]
+	h.address = fmt.Sprintf("192.0.2.%d:4477", w.made)
 	role := spec.RoleWorker
 	if w.made <= 3 {
 		role = spec.RoleManager
@@ -84,10 +90,30 @@ func (w *World) enter(h *host, role spec.NodeRole) {
 	w.hosts = append(w.hosts, h)
 	h.up = true
 	w.note("%s joins as a %s", h.name, role)
-	w.apply(store.Command{PutNode: &store.PutNode{ID: h.id, Name: h.name, Role: role, Address: "192.0.2.1:4477", Key: "key of " + h.name}})
-	w.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: h.id, Info: &spec.NodeInfo{
-		OS: "linux", Arch: "amd64", NanoCPUs: 4e9, Memory: h.memory, Format: store.Format,
-	}}}}})
+	w.apply(store.Command{PutNode: &store.PutNode{ID: h.id, Name: h.name, Role: role, Address: h.address, Key: "key of " + h.name}})
+	w.introduce(h)
+}
+
+// introduce lets a host tell of itself what the state takes.
+func (w *World) introduce(h *host) {
+	info := spec.NodeInfo{OS: "linux", Arch: "amd64", NanoCPUs: 4e9, Memory: h.memory, Format: store.Format}
+	if w.store.Snapshot().Format() >= store.MTUFormat {
+		info.MTU = h.mtu
+	}
+	w.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: h.id, Info: &info}}}})
+}
+
+// upgrade raises the format of the state, when it is not the newest yet.
+func (w *World) upgrade() {
+	s := w.store.Snapshot()
+	if s.Format() == store.Format {
+		return
+	}
+	w.note("every manager knows format %d", store.Format)
+	w.apply(store.Command{Bootstrap: &store.Bootstrap{ClusterID: s.ClusterID(), Incarnation: s.Incarnation(), Format: store.Format}})
+	for _, h := range w.hosts {
+		w.introduce(h)
+	}
 }
 
 // clock is the leader's.
@@ -201,6 +227,9 @@ func (w *World) Step() {
 		w.arriveLate()
 	case n < 94:
 		w.elect()
+		if w.chance(30) {
+			w.upgrade()
+		}
 	case n < 97:
 		w.hosts[w.rng.IntN(len(w.hosts))].flip(w)
 	case n < 98:
@@ -363,6 +392,7 @@ func (w *World) Converge() {
 		}
 		h.heal(w)
 	}
+	w.upgrade()
 	w.lastWill()
 	const rounds = 2000
 	for range rounds {
@@ -395,6 +425,8 @@ func (w *World) Converge() {
 		default:
 			w.idle(reconciler.Monitor) // nothing is to be done then, but all is trusted
 			w.checkWanted()
+			w.checkVIPsAtRest()
+			w.checkDocuments(w.store.Snapshot())
 			w.checkDrained()
 			if w.dead == nil && w.away == nil {
 				w.checkNothingLeft(w.store.Snapshot())
