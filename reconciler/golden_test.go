@@ -26,7 +26,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // says what it shows, "script" has one line per event, "want" what the passes
 // answered, all other files are stacks.
 //
-//	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, mtu, address, or a label
+//	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, mtu, address, format, or a label
 //	put FILE | rm STACK [volumes] | scale STACK SERVICE N
 //	plan                        make a plan, print and apply it
 //	settle                      plan and let hosts obey until nothing moves; print the plans
@@ -141,7 +141,7 @@ func (c *cluster) addNode(name string, args ...string) {
 		}
 	}
 	c.must(store.Command{PutNode: &store.PutNode{ID: nodeID(name), Name: name, Address: address, Role: spec.RoleManager}})
-	info := &spec.NodeInfo{OS: "linux", Arch: "amd64", NanoCPUs: 4e9, Memory: 4 << 30}
+	info := &spec.NodeInfo{OS: "linux", Arch: "amd64", NanoCPUs: 4e9, Memory: 4 << 30, Format: store.Format}
 	labels := map[string]*string{}
 	for _, a := range args {
 		k, v, _ := strings.Cut(a, "=")
@@ -155,6 +155,8 @@ func (c *cluster) addNode(name string, args ...string) {
 			info.Arch = v
 		case "mtu":
 			info.MTU = int(n)
+		case "format":
+			info.Format = int(n)
 		case "address":
 		default:
 			labels[k] = &v

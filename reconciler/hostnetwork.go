@@ -290,7 +290,8 @@ func (n *hostNetwork) fillVIPs(ready map[string][]end) map[string]virtual {
 			v.Targets = append(v.Targets, e.ip.String())
 		}
 		n.VIPs = append(n.VIPs, v)
-		if svc.Spec.EndpointMode != spec.EndpointDNSRR {
+		// A node of an older version would not know where the address leads.
+		if me := n.nodes[n.node]; svc.Spec.EndpointMode != spec.EndpointDNSRR && me != nil && me.Info.Format >= store.VIPFormat {
 			out[svc.Key()] = virtual{svc, ip}
 		}
 	}

@@ -185,22 +185,12 @@ func sortReads(part *spec.Part) {
 	part.Reads = slices.Compact(part.Reads)
 }
 
-// serviceRead is the ground of a part of a service.
-func serviceRead(svc *spec.Service) spec.Read {
-	return spec.Read{Kind: spec.KindService, Key: svc.Key(), Version: svc.Version}
+// newPart begins the part of a service.
+func newPart(svc *spec.Service) spec.Part {
+	return spec.Part{Key: partKey(svc), Reads: []spec.Read{{Kind: spec.KindService, Key: svc.Key(), Version: svc.Version}}}
 }
 
-// partOf returns the part of a service, which is made when there is none yet:
-// two parts of one plan cannot stand on one version when the first moves it.
-func (p *planner) partOf(svc *spec.Service) *spec.Part {
-	key := "service " + svc.Key()
-	i := slices.IndexFunc(p.plan.Parts, func(part spec.Part) bool { return part.Key == key })
-	if i < 0 {
-		i = len(p.plan.Parts)
-		p.plan.Parts = append(p.plan.Parts, spec.Part{Key: key, Reads: []spec.Read{serviceRead(svc)}})
-	}
-	return &p.plan.Parts[i]
-}
+func partKey(svc *spec.Service) string { return "service " + svc.Key() }
 
 func partEmpty(p *spec.Part) bool {
 	return len(p.Networks) == 0 && len(p.Volumes) == 0 && len(p.Homes) == 0 && len(p.Create) == 0 &&

@@ -48,7 +48,7 @@ type place struct {
 // service makes the part of one service.
 func (p *planner) service(svc *spec.Service, ports []spec.Port) {
 	s := &pass{planner: p, svc: svc, tmpl: &svc.Spec.Template}
-	s.part = spec.Part{Key: "service " + svc.Key(), Reads: []spec.Read{serviceRead(svc)}}
+	s.part = newPart(svc)
 	s.nets = p.attachments(svc.Stack, s.tmpl)
 	s.mounts = p.volumeMounts(svc.Stack, s.tmpl)
 	s.class = p.classOf(svc, ports, s.mounts)

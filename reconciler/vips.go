@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"wherry.dev/cluster/store"
+	"wherry.dev/overlay/ipam"
 	"wherry.dev/spec"
 )
 
@@ -19,12 +20,22 @@ func (p *planner) settleVIPs() {
 	if p.snap.Format() < store.VIPFormat {
 		return // not every manager knows of them
 	}
+	parts := map[string]int{} // by key
+	for i := range p.plan.Parts {
+		parts[p.plan.Parts[i].Key] = i
+	}
 	for _, svc := range p.services {
 		vips, nets := p.vips(svc)
 		if slices.Equal(vips, svc.VIPs) {
 			continue
 		}
-		part := p.partOf(svc)
+		// Two parts of one plan cannot stand on one version when the first moves it.
+		i, ok := parts[partKey(svc)]
+		if !ok {
+			i = len(p.plan.Parts)
+			p.plan.Parts = append(p.plan.Parts, newPart(svc))
+		}
+		part := &p.plan.Parts[i]
 		if part.Service == nil {
 			part.Service = &spec.ServiceChange{Stack: svc.Stack, Name: svc.Name}
 		}
@@ -75,7 +86,11 @@ func (p *planner) vips(svc *spec.Service) (vips []spec.ServiceVIP, fresh []*spec
 func (p *planner) keptVIP(svc *spec.Service, network spec.NetworkID) (netip.Addr, bool) {
 	ip, ok := vipOn(svc, network)
 	n := p.numbered[network]
-	return ip, ok && n != nil && p.addresses(n).Has(ip)
+	if !ok || n == nil {
+		return ip, false
+	}
+	subnet, numbered := subnetOf(n)
+	return ip, numbered && ipam.Has(subnet, ip)
 }
 
 // stillOn reports whether a service has a task on a network that this plan does

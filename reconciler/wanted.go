@@ -54,8 +54,8 @@ func wantedTasks(s *store.Snapshot, node spec.NodeID) spec.Wanted {
 		}
 	}
 	slices.SortFunc(w.Volumes, func(a, b spec.Volume) int { return compareIDs(string(a.ID), string(b.ID)) })
-	for _, v := range s.Volumes() {
-		if v.Removing && !used[v.ID] && slices.Contains(v.Homes, node) {
+	for _, v := range s.RemovedVolumes() {
+		if !used[v.ID] && slices.Contains(v.Homes, node) {
 			w.RemoveVolumes = append(w.RemoveVolumes, v.ID)
 		}
 	}

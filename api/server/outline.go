@@ -141,12 +141,13 @@ type member struct {
 	state  spec.NodeState
 	number uint32
 	mtu    int
+	format int
 }
 
 func commonOf(s *store.Snapshot) common {
 	c := common{id: s.ClusterID(), format: s.Format(), authority: s.Authority(), stacks: s.Stacks(), services: s.Services(), networks: s.Networks(), volumes: s.Volumes()}
 	for _, n := range s.Nodes() {
-		c.members = append(c.members, member{peerOf(n), n.Role, n.State, n.Number, n.Info.MTU})
+		c.members = append(c.members, member{peerOf(n), n.Role, n.State, n.Number, n.Info.MTU, n.Info.Format})
 	}
 	return c
 }

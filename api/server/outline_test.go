@@ -150,7 +150,7 @@ func TestOutline(t *testing.T) {
 					c.join(node, fmt.Sprintf("10.0.0.%d:4477", rng.IntN(3)))
 				}
 			case 6:
-				c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: c.nodes[node], Info: &spec.NodeInfo{OS: fmt.Sprint(c.index), MTU: 1400 + 100*rng.IntN(3)}}}}})
+				c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: c.nodes[node], Info: &spec.NodeInfo{OS: fmt.Sprint(c.index), MTU: 1400 + 100*rng.IntN(3), Format: 2 + rng.IntN(2)}}}}})
 			case 7:
 				for _, v := range c.store.Snapshot().Volumes() {
 					c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: c.nodes[node], VolumesRemoved: []spec.VolumeID{v.ID}}}}})

@@ -173,6 +173,11 @@ func (n *Snapshot) NetworkNamed(name string) *spec.Network {
 // Volumes returns all volumes by ID.
 func (n *Snapshot) Volumes() []*spec.Volume { return collect(n.tables.volumes.all(n.read())) }
 
+// RemovedVolumes returns the volumes that are being removed, by ID.
+func (n *Snapshot) RemovedVolumes() []*spec.Volume {
+	return collect(n.tables.volumes.with(n.read(), byRemoving, []byte{1}))
+}
+
 // Volume returns the volume with the ID.
 func (n *Snapshot) Volume(id spec.VolumeID) *spec.Volume {
 	return n.tables.volumes.get(n.read(), idKey(id))

@@ -38,12 +38,6 @@ func (r *Range) Hold(a netip.Addr) { r.note(a, r.held) }
 // Rest notes that a task which is over, but still known, had the address.
 func (r *Range) Rest(a netip.Addr) { r.note(a, r.rested) }
 
-// Has reports whether the network has the address and may hand it out, whoever
-// holds it.
-func (r *Range) Has(a netip.Addr) bool {
-	return !a.Less(Gateway(r.prefix).Next()) && !lastOf(r.prefix).Less(a)
-}
-
 func (r *Range) note(a netip.Addr, in map[netip.Addr]bool) {
 	if r.prefix.Contains(a) {
 		in[a] = true
@@ -88,6 +82,12 @@ func (r *Range) search(spare bool) (netip.Addr, bool) {
 		a = a.Next()
 	}
 	return netip.Addr{}, false
+}
+
+// Has reports whether an address is one that the range of a subnet hands out.
+func Has(subnet netip.Prefix, a netip.Addr) bool {
+	p := subnet.Masked()
+	return !a.Less(Gateway(p).Next()) && !lastOf(p).Less(a)
 }
 
 // lastOf returns the highest address of p that a task may have.

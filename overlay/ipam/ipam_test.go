@@ -3,6 +3,7 @@ package ipam
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"wherry.dev/spec"
@@ -166,6 +167,24 @@ func TestRange(t *testing.T) {
 		take(t, r, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe")
 		take(t, r, "")
 	})
+}
+
+func TestHas(t *testing.T) {
+	for _, c := range []struct {
+		subnet, has, lacks string
+	}{
+		{"10.0.0.0/29", "10.0.0.2 10.0.0.6", "10.0.0.0 10.0.0.1 10.0.0.7 10.0.0.8 9.255.255.255 fd00::2"},
+		{"10.0.0.5/30", "10.0.0.6", "10.0.0.5 10.0.0.7 10.0.0.2"},
+		{"fd00::/126", "fd00::2 fd00::3", "fd00::1 fd00::4 10.0.0.2"},
+	} {
+		for want, list := range map[bool]string{true: c.has, false: c.lacks} {
+			for _, s := range strings.Fields(list) {
+				if got := Has(netip.MustParsePrefix(c.subnet), netip.MustParseAddr(s)); got != want {
+					t.Errorf("%s has %s: %t", c.subnet, s, got)
+				}
+			}
+		}
+	}
 }
 
 // TestLongUse: ten thousand lives of a task on a small network never meet an

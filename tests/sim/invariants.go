@@ -262,8 +262,10 @@ func (w *World) checkPair(s *store.Snapshot, a, b uint32, da, db *spec.HostNetwo
 	if len(theirs) > 0 {
 		w.failf("host %d is not told of %v at host %d", a, theirs, b)
 	}
-	ready := func(number uint32) bool {
-		return slices.ContainsFunc(s.Nodes(), func(n *spec.Node) bool { return n.Number == number && n.State == spec.NodeReady })
+	ready := func(number uint32) bool { // and has told of its version
+		return slices.ContainsFunc(s.Nodes(), func(n *spec.Node) bool {
+			return n.Number == number && n.State == spec.NodeReady && n.Info.Format != 0
+		})
 	}
 	if ready(a) && ready(b) && (!bytes.Equal(encode(da.VIPs), encode(db.VIPs)) || !bytes.Equal(encode(da.Names), encode(db.Names))) {
 		w.failf("hosts %d and %d of network %s lead to others:\n%s%s\n%s%s", a, b, da.Network.Name, encode(da.VIPs), encode(da.Names), encode(db.VIPs), encode(db.Names))
