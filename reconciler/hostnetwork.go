@@ -2,7 +2,6 @@ package reconciler
 
 import (
 	"cmp"
-	"iter"
 	"net/netip"
 	"slices"
 
@@ -137,10 +136,8 @@ func (h *host) publish(svc *spec.Service) {
 	}
 }
 
-// reachable reports whether a task takes traffic, as seen from this node: a
-// node that gets a document is alive, whatever the state says of it.
-func (h *host) reachable(t *spec.Task) bool { return t.Ready() && h.alive(t) }
-
+// alive reports whether the node of a task lives, as seen from this node: one
+// that gets a document is alive, whatever the state says of it.
 func (h *host) alive(t *spec.Task) bool { return t.Node == h.node || h.nodeUp(t.Node) }
 
 // isLocal reports whether the network is another one on each host.
@@ -148,48 +145,46 @@ func (n *hostNetwork) isLocal() bool { return n.Network.Spec.Driver == spec.Driv
 
 // fill completes the document by what the tasks on the network say.
 func (n *hostNetwork) fill() {
+	var all []end
 	var tasks []*spec.Task
 	for _, t := range n.snap.TasksAt(n.Network.ID) {
-		if t.Node == n.node || !n.isLocal() {
-			tasks = append(tasks, t)
+		if t.Node != n.node && n.isLocal() {
+			continue
+		}
+		tasks = append(tasks, t)
+		key := serviceKey(t)
+		for i, a := range t.Addresses {
+			if ip, ok := ipOf(a); ok && a.Network == n.Network.ID {
+				all = append(all, end{t, i, ip, key})
+			}
 		}
 	}
-	n.fillMTU(tasks)
-	n.fillHosts(tasks)
-	ready := n.ready(tasks)
-	n.fillNames(tasks, n.fillVIPs(ready))
+	slices.SortFunc(all, func(a, b end) int { return a.ip.Compare(b.ip) })
+	ready := map[string][]end{} // those that take traffic, by key of the service
+	for _, e := range all {
+		if e.Ready() && n.alive(e.Task) {
+			ready[e.key] = append(ready[e.key], e)
+		}
+	}
+	n.fillMTU(all)
+	n.fillHosts(all)
+	n.fillNames(all, n.fillVIPs(ready))
 	n.describeNames(&n.HostNetwork, tasks)
 	n.fillPorts(ready)
 }
 
-// end is a ready task behind a virtual address or a port.
+// end is where a task is on the network, or was.
 type end struct {
-	ip   netip.Addr
-	here bool // on this node
-}
-
-// ready returns the addresses of the tasks that take traffic, sorted, by the key
-// of their service.
-func (n *hostNetwork) ready(tasks []*spec.Task) map[string][]end {
-	out := map[string][]end{}
-	for _, t := range tasks {
-		if !n.reachable(t) {
-			continue
-		}
-		for _, ip := range addressesOn(t, n.Network.ID) {
-			out[serviceKey(t)] = append(out[serviceKey(t)], end{ip, t.Node == n.node})
-		}
-	}
-	for _, list := range out {
-		slices.SortFunc(list, func(a, b end) int { return a.ip.Compare(b.ip) })
-	}
-	return out
+	*spec.Task
+	at  int // in the addresses of the task
+	ip  netip.Addr
+	key string // of the service
 }
 
 // fillMTU finds the least MTU of the nodes that the network is on, whether they
 // are up or down. A node that is down counts as long as what it may still run
 // holds an address, for the MTU must not go up and down with it.
-func (n *hostNetwork) fillMTU(tasks []*spec.Task) {
+func (n *hostNetwork) fillMTU(all []end) {
 	count := func(m *spec.Node) {
 		if m != nil && m.Info.MTU > 0 && (n.MTU == 0 || m.Info.MTU < n.MTU) {
 			n.MTU = m.Info.MTU
@@ -202,16 +197,16 @@ func (n *hostNetwork) fillMTU(tasks []*spec.Task) {
 		return
 	}
 	count(n.nodes[n.node])
-	for _, t := range tasks {
-		if n.holdsAddress(t) {
-			count(n.nodes[t.Node])
+	for _, e := range all {
+		if n.holdsAddress(e.Task) {
+			count(n.nodes[e.Node])
 		}
 	}
 }
 
 // fillHosts lists the other nodes that the network is on and the ends of tasks
 // there. A node without a usable address is left out with all that it has.
-func (n *hostNetwork) fillHosts(tasks []*spec.Task) {
+func (n *hostNetwork) fillHosts(all []end) {
 	if n.isLocal() {
 		return
 	}
@@ -232,25 +227,14 @@ func (n *hostNetwork) fillHosts(tasks []*spec.Task) {
 			add(m.ID)
 		}
 	}
-	type remote struct {
-		ip netip.Addr
-		spec.RemoteEndpoint
-	}
-	var ends []remote
-	for _, t := range tasks {
-		if !isPlaced(t) {
+	for _, e := range all {
+		if !isPlaced(e.Task) {
 			continue
 		}
-		add(t.Node)
-		for i, ip := range addressesOn(t, n.Network.ID) {
-			if number := hosts[t.Node]; number != 0 {
-				ends = append(ends, remote{ip, spec.RemoteEndpoint{IP: ip.String(), MAC: t.Addresses[i].MAC, Host: number}})
-			}
+		add(e.Node)
+		if number := hosts[e.Node]; number != 0 {
+			n.Remote = append(n.Remote, spec.RemoteEndpoint{IP: e.ip.String(), MAC: e.Addresses[e.at].MAC, Host: number})
 		}
-	}
-	slices.SortFunc(ends, func(a, b remote) int { return a.ip.Compare(b.ip) })
-	for _, e := range ends {
-		n.Remote = append(n.Remote, e.RemoteEndpoint)
 	}
 	slices.SortFunc(n.Hosts, func(a, b spec.NetworkHost) int { return cmp.Compare(a.Number, b.Number) })
 }
@@ -261,18 +245,6 @@ func underlayIP(n *spec.Node) (netip.Addr, bool) {
 	at, err := netip.ParseAddrPort(n.Address)
 	ip := at.Addr().Unmap()
 	return ip, err == nil && ip.Zone() == "" && !ip.IsUnspecified() && !ip.IsMulticast()
-}
-
-// addressesOn returns the addresses of a task on a network, each with its place
-// among all that the task has.
-func addressesOn(t *spec.Task, network spec.NetworkID) iter.Seq2[int, netip.Addr] {
-	return func(yield func(int, netip.Addr) bool) {
-		for i, a := range t.Addresses {
-			if ip, ok := ipOf(a); ok && a.Network == network && !yield(i, ip) {
-				return
-			}
-		}
-	}
 }
 
 // fillVIPs lists the virtual addresses of the network and returns the services
@@ -321,7 +293,7 @@ func vipOn(svc *spec.Service, network spec.NetworkID) (netip.Addr, bool) {
 // or not, or where it has none to its ready tasks. The name of a task leads to
 // that task as soon as it runs: the members of a cluster have to find each
 // other in order to become ready.
-func (n *hostNetwork) fillNames(tasks []*spec.Task, vips map[string]virtual) {
+func (n *hostNetwork) fillNames(all []end, vips map[string]virtual) {
 	table := map[string]*nameEntry{}
 	for _, v := range vips {
 		addName(table, v.Name, v.ip)
@@ -332,25 +304,23 @@ func (n *hostNetwork) fillNames(tasks []*spec.Task, vips map[string]virtual) {
 			}
 		}
 	}
-	for _, t := range tasks {
-		if t.Desired != spec.DesiredRunning || t.Status.State != spec.TaskRunning || !n.alive(t) {
+	for _, e := range all {
+		if e.Desired != spec.DesiredRunning || e.Status.State != spec.TaskRunning || !n.alive(e.Task) {
 			continue
 		}
-		for i, ip := range addressesOn(t, n.Network.ID) {
-			addName(table, n.taskName(t), ip)
-			if !t.Ready() {
-				continue
-			}
-			addName(table, "tasks."+t.Service, ip)
-			to := ip
-			if v, ok := vips[serviceKey(t)]; ok {
-				to = v.ip
-			}
-			addName(table, t.Service, to)
-			addName(table, spec.ScopedName(t.Stack, t.Service), to)
-			if tmpl := n.template(t.Revision); tmpl != nil && i < len(tmpl.Networks) { // addresses are in the order of the attachments
-				addNames(table, tmpl.Networks[i].Aliases, to)
-			}
+		addName(table, n.taskName(e.Task), e.ip)
+		if !e.Ready() {
+			continue
+		}
+		addName(table, "tasks."+e.Service, e.ip)
+		to := e.ip
+		if v, ok := vips[e.key]; ok {
+			to = v.ip
+		}
+		addName(table, e.Service, to)
+		addName(table, spec.ScopedName(e.Stack, e.Service), to)
+		if tmpl := n.template(e.Revision); tmpl != nil && e.at < len(tmpl.Networks) { // addresses are in the order of the attachments
+			addNames(table, tmpl.Networks[e.at].Aliases, to)
 		}
 	}
 	n.Names = sortedNames(table)
@@ -360,9 +330,9 @@ func (n *hostNetwork) fillNames(tasks []*spec.Task, vips map[string]virtual) {
 func (n *hostNetwork) fillPorts(ready map[string][]end) {
 	for _, e := range n.entries {
 		p := spec.PublishedPort{HostIP: e.HostIP, Port: e.Published, Protocol: e.Protocol, Owner: e.owner, Shared: !e.local}
-		for _, end := range ready[e.owner] {
-			if end.here || !e.local {
-				p.Targets = append(p.Targets, netip.AddrPortFrom(end.ip, e.Target).String())
+		for _, to := range ready[e.owner] {
+			if to.Node == n.node || !e.local {
+				p.Targets = append(p.Targets, netip.AddrPortFrom(to.ip, e.Target).String())
 			}
 		}
 		n.Ports = append(n.Ports, p)
