@@ -45,8 +45,9 @@ services:
 `
 
 // TestDrain: under a stream of new connections from outside, none fails while
-// tasks are stopped by a smaller number, by an update, and by a restart of the
-// daemon in the middle of one.
+// tasks are stopped by a smaller number, by an update, by an update in which the
+// daemon is killed again and again, and while the daemon of another host that
+// sends to them is slow.
 func TestDrain(t *testing.T) {
 	l := lab.New(t)
 	c := grownWith(t, l, "--log-level", "debug")
@@ -113,6 +114,24 @@ func TestDrain(t *testing.T) {
 		line, _, _ := strings.Cut(string(log)[i:], "\n")
 		t.Errorf("a drain took too long: %s", line)
 	}
+
+	if len(addrs) < 2 {
+		return // no other host sends to the tasks
+	}
+	step("another host is slow", func() {
+		c.Hosts[1].Freeze()
+		defer c.Hosts[1].Thaw()
+		h.Must("service", "scale", "drain/web=1", "--wait=false")
+		lab.Eventually(t, soon, "it is told what is waited for", func() error {
+			for _, ti := range tasks(t, h, "drain/web") {
+				if ti.Status.Reason == "draining: waits until 1 host no longer sends to it" {
+					return nil
+				}
+			}
+			return fmt.Errorf("tasks: %+v", tasks(t, h, "drain/web"))
+		})
+		time.Sleep(500 * time.Millisecond) // within the 2 s
+	})
 }
 
 // grownWith is a manager and a worker with further flags, and the image on the
