@@ -161,14 +161,16 @@ func (v *view) answerService(q *dns.Msg, port portName, name string) *dns.Msg {
 		return m
 	}
 	rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
-	told := map[string]bool{}
+	beside := map[string]*addresses{} // by target, which may have several ports
 	for _, s := range found[:min(len(found), maxServices)] {
-		target := dns.Fqdn(s.target)
-		m.Answer = append(m.Answer, &dns.SRV{Hdr: header(question.Name, dns.TypeSRV), Weight: 1, Port: s.port, Target: target})
-		if !told[target] { // two ports of one target
-			told[target] = true
-			m.Extra = append(m.Extra, records(target, dns.TypeANY, addresses{shuffled(s.addresses.v4), shuffled(s.addresses.v6)})...)
+		m.Answer = append(m.Answer, &dns.SRV{Hdr: header(question.Name, dns.TypeSRV), Weight: 1, Port: s.port, Target: dns.Fqdn(s.target)})
+		if beside[s.target] == nil {
+			beside[s.target] = new(addresses)
 		}
+		beside[s.target].merge(s.addresses)
+	}
+	for target, a := range beside {
+		m.Extra = append(m.Extra, records(dns.Fqdn(target), dns.TypeANY, *a)...)
 	}
 	return m
 }

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -64,41 +65,68 @@ func bigQuestions(services int) [][]byte {
 	return out
 }
 
+// errSlow: a server outside got all the time there is, and no answer came.
+var errSlow = errors.New("no server outside answered in time")
+
 // askMany asks n questions through a socket, as many at a time as window says,
-// and returns how long each took. Only NOERROR counts as an answer, and none
-// may be missing.
+// and returns how long each took. Only NOERROR counts as an answer. What is lost
+// on the way, as buffers are small without root, is asked again like any client
+// does, and takes as long as it took.
 func askMany(c net.Conn, questions [][]byte, n, window int) ([]time.Duration, error) {
 	times := make([]time.Duration, 0, n)
-	began := make([]time.Time, window) // by ID of the question
-	packet, answer := make([]byte, maxUDP), make([]byte, maxUDP)
+	began := make([]time.Time, min(window, n)) // by ID of the question; zero when answered
+	packets := make([][]byte, len(began))      // by ID
 	sent := 0
-	send := func(id int) error {
-		k := copy(packet, questions[rand.IntN(len(questions))])
-		binary.BigEndian.PutUint16(packet, uint16(id))
+	next := func(id int) error {
+		packets[id] = append(packets[id][:0], questions[rand.IntN(len(questions))]...)
+		binary.BigEndian.PutUint16(packets[id], uint16(id))
 		sent++
 		began[id] = time.Now()
-		_, err := c.Write(packet[:k])
+		_, err := c.Write(packets[id])
 		return err
 	}
-	for id := range min(window, n) {
-		if err := send(id); err != nil {
+	for id := range began {
+		if err := next(id); err != nil {
 			return nil, err
 		}
 	}
+	answer := make([]byte, maxUDP)
+	const again = 5 * time.Second
+	patience := 12 // times
+	c.SetReadDeadline(time.Now().Add(again))
 	for len(times) < n {
-		if len(times)%1000 == 0 {
-			c.SetReadDeadline(time.Now().Add(10 * time.Second))
-		}
-		if _, err := c.Read(answer); err != nil {
+		_, err := c.Read(answer)
+		switch {
+		case isTimeout(err) && patience > 0:
+			patience--
+			c.SetReadDeadline(time.Now().Add(again))
+			for id, at := range began {
+				if time.Since(at) > again/2 && !at.IsZero() {
+					c.Write(packets[id])
+				}
+			}
+			continue
+		case err != nil:
 			return nil, fmt.Errorf("after %d answers: %w", len(times), err)
 		}
 		id := int(binary.BigEndian.Uint16(answer))
-		times = append(times, time.Since(began[id]))
-		if code := int(answer[3] & 0xf); code != dns.RcodeSuccess {
-			return nil, fmt.Errorf("answer %s", dns.RcodeToString[code])
+		if began[id].IsZero() {
+			continue // answered twice
+		}
+		took, code := time.Since(began[id]), int(answer[3]&0xf)
+		times = append(times, took)
+		began[id] = time.Time{}
+		switch {
+		case code == dns.RcodeServerFailure && took >= firstTry+secondTry:
+			return nil, errSlow
+		case code != dns.RcodeSuccess:
+			return nil, fmt.Errorf("answer %s after %v", dns.RcodeToString[code], took)
+		}
+		if len(times)%1000 == 0 {
+			c.SetReadDeadline(time.Now().Add(again))
 		}
 		if sent < n {
-			if err := send(id); err != nil {
+			if err := next(id); err != nil {
 				return nil, err
 			}
 		}
@@ -213,7 +241,7 @@ func testParallel(t *testing.T, w *world, ns string, dial func() (net.Conn, erro
 		})
 	}
 	wg.Wait()
-	if st := mustStatus(t, c); st.Queries != clients*each || st.Failed+st.Forwarded != 0 {
+	if st := mustStatus(t, c); st.Queries < clients*each || st.Failed+st.Forwarded != 0 {
 		t.Errorf("the keeper counts %+v", st)
 	}
 }

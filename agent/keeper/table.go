@@ -39,6 +39,17 @@ func (a *addresses) add(ip netip.Addr) {
 	}
 }
 
+// merge adds the addresses of b that a lacks.
+func (a *addresses) merge(b addresses) {
+	for _, ips := range [][]netip.Addr{b.v4, b.v6} {
+		for _, ip := range ips {
+			if !slices.Contains(a.v4, ip) && !slices.Contains(a.v6, ip) {
+				a.add(ip)
+			}
+		}
+	}
+}
+
 // newZone builds a zone. Addresses that do not parse are left out: a bad entry
 // must not cost the good ones.
 func newZone(t spec.NameTable) *zone {
