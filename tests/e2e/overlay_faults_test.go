@@ -138,7 +138,7 @@ func deadHost(t *testing.T, c *lab.Cluster) {
 	// New connections: ten in a row that all succeed.
 	took, err := until(t.Context(), soon, off, func() error {
 		for range 10 {
-			if _, err := get(from.Space, to+":80"); err != nil {
+			if _, err := consult(from.Space, to+":80"); err != nil {
 				return err
 			}
 		}

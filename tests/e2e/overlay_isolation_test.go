@@ -39,7 +39,7 @@ networks: {one: , two: }
 	c.Step(t, "other networks", func(t *testing.T) {
 		for _, a := range inside {
 			for _, b := range inside { // what follows is not because nothing works
-				if _, err := get(a.Space, b.IP+":80"); err != nil {
+				if _, err := consult(a.Space, b.IP+":80"); err != nil {
 					t.Errorf("%s → %s of the same network: %v", a.Name, b.Name, err)
 				}
 			}
@@ -332,15 +332,15 @@ func bridgeNF(t *testing.T, c *lab.Cluster) {
 		m, load := quiet(t, 2*time.Second, func() []lab.Member { return members(t, c, "pairs/a", "pairs/b") })
 		for _, h := range c.Hosts {
 			for range 5 {
-				if r, err := get(from, h.IP+":8130"); err != nil || r.client != ip {
+				if r, err := consult(from, h.IP+":8130"); err != nil || r.client != ip {
 					t.Errorf("with %s: via %s the task sees %q, want %s: %v", value, h.Name, r.client, ip, err)
 				}
 			}
 			for _, a := range append(members(t, c, "pairs/a"), members(t, c, "pairs/nf")...) {
-				if _, err := get(a.Space, h.IP+":8130"); err != nil {
+				if _, err := consult(a.Space, h.IP+":8130"); err != nil {
 					t.Errorf("with %s: %s via %s: %v", value, a.Name, h.Name, err)
 				}
-				if _, err := get(a.Space, vip(t, a.Space, "nf")+":80"); err != nil {
+				if _, err := consult(a.Space, vip(t, a.Space, "nf")+":80"); err != nil {
 					t.Errorf("with %s: %s to the service's name: %v", value, a.Name, err)
 				}
 			}

@@ -71,11 +71,11 @@ services:
 			what += ", which has the task"
 		}
 		lab.Eventually(t, soon, "the port is served "+what, func() error {
-			_, err := get(from, h.IP+":8101")
+			_, err := consult(from, h.IP+":8101")
 			return err
 		})
 		for range 10 {
-			if r, err := get(from, h.IP+":8101"); err != nil || r.client != ip {
+			if r, err := consult(from, h.IP+":8101"); err != nil || r.client != ip {
 				t.Errorf("TCP %s: the task sees %q, want %s: %v", what, r.client, ip, err)
 			}
 			if _, seen, err := knock(from, h.IP+":8101"); err != nil || seen != ip {
@@ -84,30 +84,30 @@ services:
 		}
 		// The host itself, by its address and by the loopback's.
 		for _, to := range []string{h.IP, "127.0.0.1"} {
-			if _, err := get(c.Space(h.Name), to+":8101"); err != nil {
+			if _, err := consult(c.Space(h.Name), to+":8101"); err != nil {
 				t.Errorf("from %s itself by %s: %v", h.Name, to, err)
 			}
 		}
 		// Tasks on all hosts, the one that serves included.
 		for _, m := range append(members(t, c, "pairs/a"), members(t, c, "ports/web")...) {
-			if _, err := get(m.Space, h.IP+":8101"); err != nil {
+			if _, err := consult(m.Space, h.IP+":8101"); err != nil {
 				t.Errorf("from %s %s: %v", m.Name, what, err)
 			}
 		}
 
-		r, err := get(from, h.IP+":8102")
+		r, err := consult(from, h.IP+":8102")
 		if h == first && (err != nil || r.client != ip) {
 			t.Errorf("mode host %s: the task sees %q, want %s: %v", what, r.client, ip, err)
 		}
 		if h != first && err == nil {
 			t.Errorf("mode host: %s serves the port, and has no task", h.Name)
 		}
-		_, err = get(from, h.IP+":8103")
+		_, err = consult(from, h.IP+":8103")
 		if (h == first) != (err == nil) {
 			t.Errorf("a port of %s %s: %v", first.IP, what, err)
 		}
 	}
-	if _, err := get(c.Space(first.Name), "127.0.0.1:8103"); err == nil {
+	if _, err := consult(c.Space(first.Name), "127.0.0.1:8103"); err == nil {
 		t.Errorf("a port of %s is served at 127.0.0.1, too", first.IP)
 	}
 
@@ -160,7 +160,7 @@ func virtualAddresses(t *testing.T, c *lab.Cluster) {
 			}
 			heard := map[string]int{}
 			for range 150 {
-				r, err := get(a.Space, web+":80")
+				r, err := consult(a.Space, web+":80")
 				if err != nil {
 					t.Errorf("from %s: %v", a.Name, err)
 					break
@@ -455,7 +455,7 @@ services:
 	}
 	for _, w := range ways {
 		lab.Eventually(t, soon, w.from.Name+" is served at "+w.to, func() error {
-			_, err := get(w.from, w.to)
+			_, err := consult(w.from, w.to)
 			return err
 		})
 	}

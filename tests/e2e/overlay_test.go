@@ -199,7 +199,7 @@ func endpointChanges(t *testing.T, c *lab.Cluster) {
 	for range count(t, "CHANGES", 4) {
 		for _, w := range watchers {
 			lab.Eventually(t, soon, "flip serves "+w.Name, func() error {
-				_, err := get(w.Space, to)
+				_, err := consult(w.Space, to)
 				return err
 			})
 		}

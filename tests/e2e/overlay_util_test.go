@@ -257,8 +257,8 @@ func question(c net.Conn, r *bufio.Reader, path string, last bool) (reply, error
 	return out, nil
 }
 
-// get asks serve once, on a connection of its own.
-func get(from lab.Space, to string) (reply, error) {
+// consult asks serve once, on a connection of its own.
+func consult(from lab.Space, to string) (reply, error) {
 	c, err := from.Dial("tcp4", to, 3*time.Second)
 	if err != nil {
 		return reply{}, err
