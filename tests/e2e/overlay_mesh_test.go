@@ -60,7 +60,7 @@ services:
   bound:
     image: `+images.Serve+`
     stop_signal: SIGKILL
-    ports: ["`+first.IP+`:8103:80"]
+    ports: [{target: 80, published: "8103", host_ip: `+first.IP+`, mode: host}]
     deploy: {placement: {constraints: [node.hostname==`+first.Name+`]}}
 `))
 	defer c.Leader().Must("rm", "ports")
@@ -110,6 +110,30 @@ services:
 	if _, err := consult(c.Space(first.Name), "127.0.0.1:8103"); err == nil {
 		t.Errorf("a port of %s is served at 127.0.0.1, too", first.IP)
 	}
+
+	// A port of one address through the mesh is served by the host that has the
+	// address, wherever the task is, and no failure of those that have it not.
+	c.Step(t, "one address through the mesh", func(t *testing.T) {
+		apply(t, c, stack(t, `
+name: bound
+services:
+  web:
+    image: `+images.Serve+`
+    stop_signal: SIGKILL
+    ports: ["`+first.IP+`:8105:80"]
+    deploy: {placement: {constraints: [node.hostname==`+last.Name+`]}}
+`))
+		defer c.Leader().Must("rm", "bound")
+		for _, h := range c.Hosts {
+			r, err := consult(from, h.IP+":8105")
+			if h == first && (err != nil || r.client != ip) {
+				t.Errorf("via %s the task sees %q, want %s: %v", h.Name, r.client, ip, err)
+			}
+			if h != first && err == nil {
+				t.Errorf("%s serves a port of %s", h.Name, first.IP)
+			}
+		}
+	})
 
 	// apply tells of the port that it cannot have, and takes nothing.
 	steal := stack(t, `
@@ -218,7 +242,10 @@ func virtualAddresses(t *testing.T, c *lab.Cluster) {
 			t.Fatal(err)
 		}
 		defer con.Close()
-		for range 2 {
+		for i := range 2 {
+			if i > 0 {
+				time.Sleep(d) // the silence is the experiment
+			}
 			_ = con.SetDeadline(time.Now().Add(d + 5*time.Second)) // a socket that is closed fails below
 			if _, err := io.WriteString(con, "hello"); err != nil {
 				t.Fatalf("after %s: %v", d, err)
@@ -227,7 +254,6 @@ func virtualAddresses(t *testing.T, c *lab.Cluster) {
 			if _, err := io.ReadFull(con, b); err != nil || string(b) != "hello" {
 				t.Fatalf("after %s: %q %v", d, b, err)
 			}
-			time.Sleep(d) // the silence is the experiment
 		}
 		t.Logf("figure idle connection through a virtual address: alive after %s", d)
 	})

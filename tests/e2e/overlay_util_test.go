@@ -126,7 +126,7 @@ func unhurt(t *testing.T, m *lab.Mesh, load lab.Load, what string, again bool) {
 	if r.Again > 0 && !again {
 		t.Errorf("%s: lookups had to ask twice: %s", what, r)
 	}
-	if err := r.Complete(load, m.Pairs(), 50); err != nil {
+	if err := r.Complete(load, m.Pairs(), 20); err != nil {
 		t.Errorf("%s: %v", what, err)
 	}
 	t.Logf("%s: %s", what, r)
