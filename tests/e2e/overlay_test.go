@@ -196,7 +196,7 @@ func endpointChanges(t *testing.T, c *lab.Cluster) {
 		}
 	}
 	var times []time.Duration
-	for range count(t, "CHANGES", 4) {
+	for range count(t, "CHANGES", 3) {
 		for _, w := range watchers {
 			lab.Eventually(t, soon, "flip serves "+w.Name, func() error {
 				_, err := consult(w.Space, to)
