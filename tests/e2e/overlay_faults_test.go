@@ -90,26 +90,67 @@ func reboot(t *testing.T, c *lab.Cluster) {
 }
 
 // deadHost: a connection to a task on a host that has lost its power fails
-// soon, and new ones go to tasks that live.
+// soon, and new ones go to tasks that live; whether the task runs elsewhere now
+// or was that host's own.
 func deadHost(t *testing.T, c *lab.Cluster) {
 	h := c.Follower()
-	withPairs(t, c, "  one: {image: "+images.Serve+", stop_signal: SIGKILL, deploy: {mode: global}}\n")
+	withPairs(t, c, "  everywhere: {image: "+images.Serve+", stop_signal: SIGKILL, deploy: {mode: global}}\n"+
+		"  moves: {image: "+images.Serve+", stop_signal: SIGKILL, deploy: {replicas: 3}}\n")
 	defer withPairs(t, c, "")
 	from := except(members(t, c, "pairs/a"), h)[0]
-	to := vip(t, from.Space, "one")
-	var dead string
-	for _, ti := range tasks(t, c.Leader(), "pairs/one") {
-		if ti.Node == h.Name {
-			dead = address(t, ti)
-		}
+	services := []string{"everywhere", "moves"}
+	to, open := map[string]string{}, map[string]net.Conn{}
+	for _, s := range services {
+		to[s] = vip(t, from.Space, s) + ":80"
+		open[s] = connected(t, c, from.Space, "pairs/"+s, to[s], h)
+		defer open[s].Close()
 	}
-	// A connection through the virtual address that ends at the host.
-	var web net.Conn
-	for tries := 0; web == nil; tries++ {
-		if tries == 100 {
-			t.Fatalf("none of %d connections ends at %s", tries, dead)
+	off := time.Now()
+	h.PowerOff()
+	ends := map[string]chan time.Duration{}
+	for _, s := range services {
+		end := make(chan time.Duration, 1)
+		ends[s] = end
+		go func() {
+			end <- ended(open[s], off)
+		}()
+	}
+	// New connections: ten in a row that all succeed.
+	for _, s := range services {
+		took, err := until(t.Context(), soon, off, func() error {
+			for range 10 {
+				if _, err := consult(from.Space, to[s]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("new connections to %s: %v", s, err)
 		}
-		con, err := from.Dial("tcp4", to+":80", time.Second)
+		figure(t, "new connections to "+s+" after a host lost its power", []time.Duration{took}, 0, 5*time.Second)
+	}
+	for _, s := range services {
+		figure(t, "a connection to a task of "+s+" on a dead host fails", []time.Duration{<-ends[s]}, 0, 6*time.Second)
+	}
+	if t.Failed() {
+		t.Logf("with %s without power:\n%s", h.Name, c.Leader().Must("ps", "pairs"))
+	}
+	h.PowerOn()
+	h.WaitReady()
+	everyPair(t, c)
+}
+
+// connected is a connection through a virtual address that ends at a task on a
+// host.
+func connected(t *testing.T, c *lab.Cluster, from lab.Space, ref, to string, h *lab.Host) net.Conn {
+	t.Helper()
+	there := map[string]bool{}
+	for _, ti := range tasks(t, c.Leader(), ref) {
+		there[address(t, ti)] = ti.Node == h.Name
+	}
+	for range 100 {
+		con, err := from.Dial("tcp4", to, time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,49 +158,25 @@ func deadHost(t *testing.T, c *lab.Cluster) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.server == dead {
-			web = con
-		} else {
-			_ = con.Close() // it ends somewhere else
+		if there[r.server] {
+			return con
+		}
+		_ = con.Close() // it ends somewhere else
+	}
+	t.Fatalf("no connection to %s ends at %s: its tasks are %v", ref, h.Name, there)
+	return nil
+}
+
+// ended says when a connection on which somebody speaks all the time fails.
+func ended(con net.Conn, from time.Time) time.Duration {
+	for b := make([]byte, 8); time.Since(from) < soon; {
+		_ = con.SetDeadline(time.Now().Add(200 * time.Millisecond)) // silence is no failure
+		if _, err := con.Write([]byte("x")); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if _, err := con.Read(b); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
 		}
 	}
-	defer web.Close()
-	off := time.Now()
-	h.PowerOff()
-	failed := make(chan time.Duration, 1)
-	go func() {
-		for b := make([]byte, 8); ; {
-			_ = web.SetDeadline(time.Now().Add(200 * time.Millisecond)) // silence is no failure
-			if _, err := web.Write([]byte("x")); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-				break
-			}
-			if _, err := web.Read(b); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-				break
-			}
-			if time.Since(off) > soon {
-				break
-			}
-		}
-		failed <- time.Since(off)
-	}()
-	// New connections: ten in a row that all succeed.
-	took, err := until(t.Context(), soon, off, func() error {
-		for range 10 {
-			if _, err := consult(from.Space, to+":80"); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	figure(t, "new connections after a host lost its power", []time.Duration{took}, 0, 5*time.Second)
-	figure(t, "a connection to a dead host fails", []time.Duration{<-failed}, 0, 6*time.Second)
-	if t.Failed() {
-		t.Logf("with %s without power:\n%s", h.Name, c.Leader().Must("ps", "pairs"))
-	}
-	h.PowerOn()
-	h.WaitReady()
-	everyPair(t, c)
+	return time.Since(from)
 }

@@ -99,7 +99,7 @@ func quiet(t *testing.T, d time.Duration, who func() []lab.Member) (*lab.Mesh, l
 		time.Sleep(d) // the traffic is the experiment
 		r := m.Report()
 		if last = r.Err(); last == nil {
-			last = r.Complete(load, m.Pairs(), 80)
+			last = r.Complete(load, m.Pairs(), 40)
 		}
 		if last == nil && r.Again > 0 {
 			last = errors.New(r.String())
