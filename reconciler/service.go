@@ -246,15 +246,36 @@ func without(list []*spec.Task, t *spec.Task) []*spec.Task {
 }
 
 // trimHistory keeps the newest tasks of a place that are over.
+//
+// A lost task goes earlier where it holds the address of a network that nobody
+// declares any more, which could not go before it.
 func (s *pass) trimHistory(pl *place) {
-	for len(pl.over) > keepHistory {
-		t := pl.over[0]
-		pl.over = pl.over[1:]
-		// A task that ends in this very plan is reaped by a later one.
+	// A task that ends in this very plan is reaped by a later one.
+	reap := func(t *spec.Task) {
 		if t.Status.State.Terminal() && !slices.ContainsFunc(s.part.Change, func(c spec.TaskChange) bool { return c.Task == t.ID }) {
 			s.reap(t)
 		}
 	}
+	for len(pl.over) > keepHistory {
+		t := pl.over[0]
+		pl.over = pl.over[1:]
+		reap(t)
+	}
+	pl.over = slices.DeleteFunc(slices.Clone(pl.over), func(t *spec.Task) bool {
+		if t.Status.State != spec.TaskLost || !s.onGone(t) {
+			return false
+		}
+		reap(t)
+		return s.reaped[t.ID]
+	})
+}
+
+// onGone reports whether a task has an address on a network that is to go.
+func (s *pass) onGone(t *spec.Task) bool {
+	return slices.ContainsFunc(t.Addresses, func(a spec.Address) bool {
+		n := s.snap.Network(a.Network)
+		return n != nil && n.Gone
+	})
 }
 
 // keepHistory is how many tasks that are over are kept per place.

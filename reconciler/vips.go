@@ -82,14 +82,14 @@ func (p *planner) vips(svc *spec.Service) (vips []spec.ServiceVIP, fresh []*spec
 }
 
 // keptVIP returns the virtual address of a service on a network, if the numbers
-// of the network still have it.
+// of the network still have it, as they do while no others can be had.
 func (p *planner) keptVIP(svc *spec.Service, network spec.NetworkID) (netip.Addr, bool) {
 	ip, ok := vipOn(svc, network)
-	n := p.numbered[network]
-	if !ok || n == nil {
+	n := p.snap.Network(network)
+	if !ok || n == nil || n.Gone && p.numbered[network] == nil {
 		return ip, false
 	}
-	subnet, numbered := subnetOf(n)
+	subnet, numbered := subnetOf(p.numberedOr(n))
 	return ip, numbered && ipam.Has(subnet, ip)
 }
 
