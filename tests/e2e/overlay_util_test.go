@@ -29,17 +29,6 @@ func link(t *testing.T, n int) *lab.Cluster {
 	return c
 }
 
-// sleepers is a stack of services of sleeping tasks, one per node each.
-func sleepers(t *testing.T, name, secs string, services ...string) string {
-	t.Helper()
-	var b strings.Builder
-	fmt.Fprintf(&b, "name: %s\nservices:\n", name)
-	for _, s := range services {
-		fmt.Fprintf(&b, "  %s: {image: %s, command: [sleep, '%s'], stop_signal: SIGKILL, deploy: {mode: global}}\n", s, image, secs)
-	}
-	return stack(t, b.String())
-}
-
 // apply applies a stack and waits for it.
 func apply(t *testing.T, c *lab.Cluster, file string) {
 	t.Helper()
