@@ -1,6 +1,6 @@
 // Package overlay makes the network of one host what spec.HostNetwork says:
-// bridges, task namespaces, forwarding data, nftables, published ports and the
-// tables of the DNS server.
+// bridges, tunnels to other hosts, task namespaces, forwarding data, nftables,
+// published ports and the tables of the DNS server.
 //
 // The host is set, not steered. Compile turns the wanted documents into a
 // State, the kernel is read into another State, Diff gives the operations that
@@ -14,8 +14,8 @@
 // and Detach may be called from any goroutine, also while Run does not run.
 //
 // The package refuses to touch what is not its own. Its links carry a group
-// number and an alias made from the node's ID, its nftables live in one table
-// of their own, and in two in the namespace of each task. The one setting of
-// the host that it changes is net.ipv4.ip_forward, which it switches on when it
-// is off.
+// number and an alias made from the node's ID, its nftables live in tables
+// of their own, on the host and in the namespace of each task. The one setting
+// of the host that it changes is net.ipv4.ip_forward, which it switches on when
+// it is off.
 package overlay
