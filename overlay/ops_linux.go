@@ -356,13 +356,14 @@ const (
 	brportMcastFlood    = 27
 	brportBcastFlood    = 30
 	brportNeighSuppress = 32
+	brportIsolated      = 33
 	brportLocked        = 39
 )
 
 func (p *Port) attrs() map[uint16]*bool {
 	return map[uint16]*bool{
 		brportMode: &p.Hairpin, brportLearning: &p.Learning, brportUnicastFlood: &p.Flood, brportMcastFlood: &p.McastFlood,
-		brportBcastFlood: &p.BcastFlood, brportNeighSuppress: &p.NeighSuppress, brportLocked: &p.Locked,
+		brportBcastFlood: &p.BcastFlood, brportNeighSuppress: &p.NeighSuppress, brportLocked: &p.Locked, brportIsolated: &p.Isolated,
 	}
 }
 

@@ -94,7 +94,7 @@ func (l Link) String() string {
 
 // Port holds the flags of a bridge's port, named as bridge(8) names them.
 type Port struct {
-	Learning, Flood, McastFlood, BcastFlood, NeighSuppress, Locked, Hairpin bool
+	Learning, Flood, McastFlood, BcastFlood, NeighSuppress, Locked, Hairpin, Isolated bool
 }
 
 func (p Port) String() string {
@@ -124,6 +124,7 @@ func (p Port) flags() []portFlag {
 		{"neigh_suppress", p.NeighSuppress},
 		{"locked", p.Locked},
 		{"hairpin", p.Hairpin},
+		{"isolated", p.Isolated},
 	}
 }
 

@@ -52,7 +52,8 @@ func (s *pass) begun(t *spec.Task) time.Time {
 // longestWait bounds the back-off after the last of some attempts. The node
 // waits not at all, or the delay of the policy, after the first or a long one,
 // then a second or the delay, then twice as long as the last time; all of it
-// spread by up to a fifth.
+// spread by up to a fifth. What lies between two attempts may be longer than the
+// wait: the node was down.
 func (s *pass) longestWait(attempts []spec.Attempt, r *spec.Restart) time.Duration {
 	spread := func(d time.Duration) time.Duration { return d + d/5 }
 	n := len(attempts)
@@ -64,7 +65,12 @@ func (s *pass) longestWait(attempts []spec.Attempt, r *spec.Restart) time.Durati
 	if attempts[n-1].Started.IsZero() {
 		last = 0 // it was never started
 	}
-	return min(max(spread(cmp.Or(delay, backoffBase)), 2*last), spread(max(backoffLimit, delay)))
+	base := cmp.Or(delay, backoffBase)
+	wait := max(spread(base), 2*last)
+	if attempts[0].Number == 1 { // all are known, so the wait has doubled n-2 times at most
+		wait = min(wait, spread(base<<(n-2)))
+	}
+	return min(wait, spread(max(backoffLimit, delay)))
 }
 
 // failedAttempts in a row make a service failed, and pause its update.
