@@ -258,6 +258,7 @@ func (f *fleet) join(number uint32) *member {
 	port := fmt.Sprintf("sw%d", number)
 	sh(f.t, fmt.Sprintf("ip link add %s type veth peer name up0 netns %s; ip link set %s addrgenmode none master sw0 up", port, ns, port))
 	m.sh(fmt.Sprintf("ip link set lo up; ip link set up0 addrgenmode none; ip addr add %s/%d dev up0 %s; ip link set up0 up", addr, bits, map[bool]string{true: "nodad"}[f.v6]))
+	sh(f.t, "ip link show dev "+port+"; ip link show dev sw0") // they carry packets now, see settle
 	return m
 }
 
