@@ -252,7 +252,7 @@ func (k *kernel) nft(s lab.Space, add func(string, ...any)) {
 		case len(f) == 0 || l == "}":
 			continue
 		case f[0] == "table" && len(f) >= 3:
-			family, table, chain = f[1], f[2], ""
+			family, table, chain, place = f[1], f[2], "", 0
 			k.tables = append(k.tables, family+" "+table)
 		case (f[0] == "chain" || f[0] == "set" || f[0] == "map") && len(f) >= 2 && strings.HasSuffix(l, "{"):
 			chain, place = f[0]+" "+f[1], 0
@@ -260,7 +260,7 @@ func (k *kernel) nft(s lab.Space, add func(string, ...any)) {
 			k.rules = append(k.rules, nftRule{family, table, strings.TrimPrefix(chain, "chain "), handle})
 		}
 		place++
-		// The order of rules matters, that of chains and sets does not.
+		// The order of rules matters, that of tables, chains and sets does not.
 		add("nft %s %s %s %d: %s", family, table, chain, place, l)
 	}
 }
