@@ -16,7 +16,7 @@ func crowd(tb testing.TB, tasks, others int) *cluster {
 		c.addNode(fmt.Sprint("n", i), fmt.Sprintf("address=192.0.2.%d:4477", i+10), "mtu=1500", fmt.Sprintf("side=%d", i/5))
 	}
 	put := func(name string, replicas int, side string, ports ...spec.Port) {
-		s := spec.Stack{Name: name, Networks: map[string]spec.NetworkSpec{"default": {Driver: spec.DriverOverlay, Subnet: subnets[name]}}, Services: map[string]spec.ServiceSpec{}}
+		s := spec.Stack{Name: name, Networks: map[string]spec.NetworkSpec{"default": {Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: subnets[name]}}}, Services: map[string]spec.ServiceSpec{}}
 		for i := range 10 {
 			n := replicas / 10
 			svc := spec.ServiceSpec{Mode: spec.Replicated, Replicas: &n, Ports: ports, Template: spec.Template{

@@ -71,6 +71,9 @@ type NodeInfo struct {
 	Memory   int64 `json:"memory"`
 	// MTU in bytes of the device that holds the node's address; 0 is unknown.
 	MTU int `json:"mtu,omitempty"`
+	// Subnets that the host reaches by other ways than our networks, and where
+	// its resolvers are: CIDR notation, sorted and joined by commas.
+	Subnets string `json:"subnets,omitempty"`
 	// Boot identifies the boot of the kernel.
 	Boot string `json:"boot,omitempty"`
 	// Format is the newest format of log entries that the node understands.

@@ -72,6 +72,9 @@ type NetworkNumbers struct {
 	Subnet  string    `json:"subnet"`
 	Gateway string    `json:"gateway"`
 	VNI     uint32    `json:"vni"`
+	// Subnet6 and Gateway6 of a network with IPv6.
+	Subnet6  string `json:"subnet6,omitempty"`
+	Gateway6 string `json:"gateway6,omitempty"`
 }
 
 // VolumeHome adds a node to the homes of a volume.

@@ -134,6 +134,9 @@ const (
 	DriverOverlay NetworkDriver = "overlay"
 	// DriverBridge is local to each host.
 	DriverBridge NetworkDriver = "bridge"
+	// DriverMacvlan puts tasks on a network that the hosts are on themselves,
+	// beside them.
+	DriverMacvlan NetworkDriver = "macvlan"
 )
 
 // NetworkSpec declares a network of a stack.
@@ -146,8 +149,28 @@ type NetworkSpec struct {
 	// Internal: no way out of the network, and no published ports on it.
 	Internal bool              `json:"internal,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
-	// Subnet wanted, in CIDR notation; empty takes one from the pool.
+	// Pool of IPv4 addresses.
+	Pool
+	// IPv6 addresses that tasks have besides; nil is none.
+	IPv6 *Pool `json:"ipv6,omitempty"`
+	// Parent is the interface of each host that a macvlan network is on,
+	// "eth0" or "eth0.7"; unused by other drivers.
+	Parent string `json:"parent,omitempty"`
+}
+
+// Pool says where the addresses of a network come from, for one family.
+type Pool struct {
+	// Subnet wanted, in CIDR notation; empty takes one from the cluster's.
 	Subnet string `json:"subnet,omitempty"`
+	// Range is the part of Subnet that addresses are chosen from, in CIDR
+	// notation; empty is all of it. What a service asks for by itself may be
+	// outside of it.
+	Range string `json:"range,omitempty"`
+	// Gateway is the address that the hosts have on the network; empty is the
+	// first one of Subnet.
+	Gateway string `json:"gateway,omitempty"`
+	// Reserved addresses of Subnet are never chosen; sorted.
+	Reserved []string `json:"reserved,omitempty"`
 }
 
 // ClusterName returns the cluster-wide name of the network that a stack calls
@@ -237,6 +260,8 @@ type Service struct {
 type ServiceVIP struct {
 	Network NetworkID `json:"network"`
 	Address string    `json:"address"` // without prefix length
+	// Address6 is the IPv6 one; empty where the network has none.
+	Address6 string `json:"address6,omitempty"`
 }
 
 // Key returns "stack/service".
@@ -275,6 +300,9 @@ type Network struct {
 	Subnet  string `json:"subnet,omitempty"`  // reconciler
 	Gateway string `json:"gateway,omitempty"` // reconciler
 	VNI     uint32 `json:"vni,omitempty"`     // reconciler
+	// Subnet6 (CIDR) and Gateway6 likewise; empty for ever without Spec.IPv6.
+	Subnet6  string `json:"subnet6,omitempty"`  // reconciler
+	Gateway6 string `json:"gateway6,omitempty"` // reconciler
 	// Gone: no stack declares it any more; removed when its last task is.
 	Gone    bool   `json:"gone,omitempty"` // user
 	Version uint64 `json:"version"`        // apply

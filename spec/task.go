@@ -113,6 +113,9 @@ type Address struct {
 	Network NetworkID `json:"network"`
 	// IP with prefix length of the network, "10.0.1.7/24".
 	IP string `json:"ip"`
+	// IP6 is the IPv6 address with prefix length; empty where the network has
+	// none.
+	IP6 string `json:"ip6,omitempty"`
 	// MAC address, derived from the IP.
 	MAC string `json:"mac"`
 }

@@ -121,6 +121,10 @@ type Attachment struct {
 	Network string `json:"network"`
 	// Aliases are further names of the service on this network.
 	Aliases []string `json:"aliases,omitempty"`
+	// IP and IP6 are the addresses that its one task has, without prefix length;
+	// empty takes any.
+	IP  string `json:"ip,omitempty"`
+	IP6 string `json:"ip6,omitempty"`
 }
 
 // HealthCheck says how the health of a container is found. Test follows

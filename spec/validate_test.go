@@ -162,8 +162,10 @@ func TestValidateStackRefuses(t *testing.T) {
 			s.Services["db"] = db
 		}},
 		{"networks.default.driver:", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: "macvlan"} }},
-		{"networks.default.subnet: 10.0.0.1/24 has bits", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: DriverOverlay, Subnet: "10.0.0.1/24"} }},
-		{"networks.default.subnet:", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: DriverOverlay, Subnet: "x"} }},
+		{"networks.default.subnet: 10.0.0.1/24 has bits", func(s *Stack) {
+			s.Networks["default"] = NetworkSpec{Driver: DriverOverlay, Pool: Pool{Subnet: "10.0.0.1/24"}}
+		}},
+		{"networks.default.subnet:", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: DriverOverlay, Pool: Pool{Subnet: "x"}} }},
 		{"networks.default.name:", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: DriverOverlay, Name: "a/b"} }},
 		{"volumes.data.driver_opts:", func(s *Stack) { s.Volumes["data"] = VolumeSpec{DriverOpts: map[string]string{"size": "1"}} }},
 		{"volumes.data: an external", func(s *Stack) { s.Volumes["data"] = VolumeSpec{External: true, Seed: PlainContentID(nil)} }},

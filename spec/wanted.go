@@ -69,7 +69,8 @@ type Endpoint struct {
 	Task TaskID `json:"task"`
 	// Name of the task, for logs and PTR records.
 	Name string `json:"name"`
-	IP   string `json:"ip"` // with prefix length
+	IP   string `json:"ip"`            // with prefix length
+	IP6  string `json:"ip6,omitempty"` // likewise; empty where the network has no IPv6
 	MAC  string `json:"mac"`
 }
 
@@ -87,14 +88,16 @@ type NetworkHost struct {
 
 // RemoteEndpoint is the end of a network at a task of another node.
 type RemoteEndpoint struct {
-	IP  string `json:"ip"` // without prefix length
+	IP  string `json:"ip"`            // without prefix length
+	IP6 string `json:"ip6,omitempty"` // likewise; empty where the network has no IPv6
 	MAC string `json:"mac"`
 	// Host is the Number of its node, which is among Hosts.
 	Host uint32 `json:"host"`
 }
 
 // VIP is the address of a service on a network: connections to it go to one of
-// its targets each.
+// its targets each, which are of the same family. A service has one VIP of each
+// family that the network has.
 type VIP struct {
 	Address string `json:"address"` // without prefix length
 	// Owner is "stack/service".
@@ -138,8 +141,9 @@ type PublishedPort struct {
 	// Shared: all nodes publish it, and of those that are asked for one HostIP
 	// only the ones that have it.
 	Shared bool `json:"shared,omitempty"`
-	// Targets are "address:port" of tasks that are ready, sorted; none means
-	// that connections are refused.
+	// Targets are "address:port" of tasks that are ready, sorted, of either
+	// family; a connection goes to one of its own. None of a family means that
+	// connections of it are refused.
 	Targets []string `json:"targets,omitempty"`
 }
 

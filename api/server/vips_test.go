@@ -18,7 +18,7 @@ func TestVIPsAreShown(t *testing.T) {
 	plain := svc
 	plain.EndpointMode = spec.EndpointDNSRR
 	w.must(store.Command{PutStack: &store.PutStack{Stack: spec.Stack{Name: "shop",
-		Networks: map[string]spec.NetworkSpec{"front": {Driver: spec.DriverOverlay, Subnet: "10.8.0.0/24"}, "back": {Driver: spec.DriverOverlay, Subnet: "10.8.1.0/24", Internal: true}},
+		Networks: map[string]spec.NetworkSpec{"front": {Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: "10.8.0.0/24"}}, "back": {Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: "10.8.1.0/24"}, Internal: true}},
 		Services: map[string]spec.ServiceSpec{"web": svc, "rr": plain}}}})
 	w.settle()
 	want := []api.VIP{{Network: "shop_front", Address: "10.8.0.4"}, {Network: "shop_back", Address: "10.8.1.4"}}

@@ -23,13 +23,18 @@ import (
 //	   services
 //	3  virtual addresses: ServiceChange.VIPs and Service.VIPs,
 //	   ServiceSpec.EndpointMode; NodeInfo.MTU
-const Format = 3
+//	4  addresses: NetworkSpec.IPv6, Range, Gateway, Reserved and Parent, and all
+//	   that follows from them; Attachment.IP and IP6; NodeInfo.Subnets
+const Format = 4
 
 const (
 	// VIPFormat is the first format in which services have virtual addresses.
 	VIPFormat = 3
 	// MTUFormat is the first format in which nodes tell their MTU.
 	MTUFormat = 3
+	// AddressFormat is the first format in which networks have IPv6, fixed
+	// addresses and the networks of hosts, and nodes tell theirs.
+	AddressFormat = 4
 )
 
 // Command is one entry of the log: an envelope with exactly one body that is
@@ -266,6 +271,9 @@ func (c *Command) user() bool {
 // because an older manager stops when it finds the entry in its log.
 func (c *Command) NeedsFormat() int {
 	switch {
+	case c.PutStack != nil && usesAddresses(&c.PutStack.Stack),
+		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool { return r.Info != nil && r.Info.Subnets != "" }):
+		return 4
 	case c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return s.EndpointMode != "" }),
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return p.Service != nil && p.Service.VIPs != nil }),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool { return r.Info != nil && r.Info.MTU != 0 }):
@@ -278,6 +286,19 @@ func (c *Command) NeedsFormat() int {
 		return 2
 	}
 	return 1
+}
+
+// usesAddresses reports whether a stack has a network or an attachment that
+// programs before AddressFormat do not know.
+func usesAddresses(s *spec.Stack) bool {
+	for _, n := range s.Networks { // any order gives the same answer
+		if n.IPv6 != nil || n.Range != "" || n.Gateway != "" || n.Reserved != nil || n.Parent != "" {
+			return true
+		}
+	}
+	return anyService(s, func(svc *spec.ServiceSpec) bool {
+		return slices.ContainsFunc(svc.Template.Networks, func(a spec.Attachment) bool { return a.IP != "" || a.IP6 != "" })
+	})
 }
 
 func anyService(s *spec.Stack, is func(*spec.ServiceSpec) bool) bool {

@@ -42,7 +42,7 @@ func TestDecodeRefuses(t *testing.T) {
 	for _, tc := range []struct{ in, want string }{
 		{"", "empty"},
 		{"\x00{}", "format 0"},
-		{"\x04{}", "format 4, this program knows 1 to 3: upgrade"},
+		{"\x05{}", "format 5, this program knows 1 to 4: upgrade"},
 		{"\x01", "EOF"},
 		{"\x01{}", "exactly one body"},
 		{"\x01null", "exactly one body"},
@@ -52,7 +52,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"\x01" + `{"reports":{}}{}`, "behind the value"},
 		{"\x01" + `{"explode":{}}`, `unknown field "explode"`},
 		{"\x01" + `{"reports":{"reports":[{"node":"n","mood":1}]}}`, `unknown field "mood"`},
-		{"\x01" + `{"bootstrap":{"cluster_id":"c","incarnation":1,"format":4}}`, "format to 4"},
+		{"\x01" + `{"bootstrap":{"cluster_id":"c","incarnation":1,"format":5}}`, "format to 5"},
 	} {
 		_, err := Decode([]byte(tc.in))
 		if err == nil || !strings.Contains(err.Error(), tc.want) {

@@ -22,6 +22,7 @@ func history(t *testing.T) *harness {
 	h.must(Command{PutContent: &PutContent{ID: "hmac:02", Size: 9, Data: []byte("half")}})
 	s := web("shop", 8080)
 	s.Volumes["seeded"] = spec.VolumeSpec{Seed: "hmac:01", Labels: map[string]string{"b": "2", "a": "<&>"}}
+	s.Networks["six"] = spec.NetworkSpec{Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: "10.7.0.0/16", Range: "10.7.1.0/24", Gateway: "10.7.0.9", Reserved: []string{"10.7.1.1"}}, IPv6: &spec.Pool{}}
 	s.Services["all"] = spec.ServiceSpec{Mode: spec.Global, EndpointMode: spec.EndpointDNSRR, Template: spec.Template{Image: "docker.io/library/busybox:1", Command: []string{}, StopGrace: spec.Duration(10e9)}}
 	put := putStack(s)
 	put.RequestID, put.PutStack.Message = "r1", "second, with \"quotes\" and ünïcode"
@@ -35,7 +36,7 @@ func history(t *testing.T) *harness {
 	})
 	a := h.running("n1", 1, "10.1.0.2/24")
 	h.running("n2", 2, "10.1.0.3/24")
-	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Arch: "amd64", MTU: 1450}, Tasks: []spec.TaskReport{{
+	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Arch: "amd64", MTU: 1450, Subnets: "10.0.0.0/16"}, Tasks: []spec.TaskReport{{
 		Task: a, Status: spec.TaskStatus{State: spec.TaskFailed, Attempts: []spec.Attempt{{Number: 1, Ended: start, ExitCode: 137, LastLog: []string{"bye"}}}},
 	}}}}}})
 	h.must(Command{SetNode: &SetNode{ID: "n2", Availability: ptr(spec.NodePaused), Labels: map[string]*string{"disk": ptr("ssd")}}})
@@ -78,7 +79,8 @@ func TestGoldenSnapshots(t *testing.T) {
 			n := s.Snapshot()
 			if n.ClusterID() != "c1" || n.Index() == 0 || n.Stack("shop").Revision != 2 || len(n.Tasks()) != 2 || n.Format() != format ||
 				n.Task(n.TasksOn("n1")[0].ID).Status.Attempts[0].ExitCode != 137 || (n.Authority() != nil) != (format >= 2) ||
-				len(n.Service("shop", "web").VIPs) != max(0, format-2) || n.Node("n1").Info.MTU != 1450*max(0, format-2) {
+				len(n.Service("shop", "web").VIPs) != min(1, max(0, format-2)) || n.Node("n1").Info.MTU != 1450*min(1, max(0, format-2)) ||
+				(n.NetworkNamed("shop_six") != nil) != (format >= 4) {
 				t.Errorf("the state was read wrongly:\n%s", dump(t, n))
 			}
 			if d := cmp.Diff(string(golden), dump(t, n)); d != "" {
@@ -130,6 +132,15 @@ func TestFormatRatchet(t *testing.T) {
 		{ApplyPlan: &ApplyPlan{Parts: []spec.Part{vips("shop")}}},
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 3, MTU: 1450}}}}},
 	}
+	six := web("six", 81)
+	six.Networks["six"] = spec.NetworkSpec{Driver: spec.DriverOverlay, IPv6: &spec.Pool{}}
+	latest := []Command{
+		putStack(six),
+		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) {
+			s.Template.Networks = []spec.Attachment{{Network: "default", IP: "10.1.0.8"}}
+		})),
+		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 4, Subnets: "10.0.0.0/16"}}}}},
+	}
 	for _, c := range newer {
 		if got := c.NeedsFormat(); got != 2 {
 			t.Errorf("%s needs format %d", c.Kind(), got)
@@ -139,16 +150,17 @@ func TestFormatRatchet(t *testing.T) {
 		}
 		h.refuse(c, spec.ErrConflict, "needs format 2", "upgrade")
 	}
-	needs3 := func() {
+	needs := func(format int, commands []Command) {
 		t.Helper()
-		for _, c := range newest {
-			if b, err := Encode(c); err != nil || b[0] != 3 || c.NeedsFormat() != 3 {
+		for _, c := range commands {
+			if b, err := Encode(c); err != nil || int(b[0]) != format || c.NeedsFormat() != format {
 				t.Errorf("%s is written in format %d, %v", c.Kind(), b[0], err)
 			}
-			h.refuse(c, spec.ErrConflict, "needs format 3", "upgrade")
+			h.refuse(c, spec.ErrConflict, fmt.Sprint("needs format ", format), "upgrade")
 		}
 	}
-	needs3()
+	needs(3, newest)
+	needs(4, latest)
 	for _, c := range []Command{putStack(web("shop", 80)), told("n1", 0), {PutNode: &PutNode{ID: "n1", Name: "alpha", Role: spec.RoleManager}}} {
 		if b, err := Encode(c); err != nil || b[0] != 1 {
 			t.Errorf("%s is written in format %d, %v", c.Kind(), b[0], err)
@@ -169,7 +181,7 @@ func TestFormatRatchet(t *testing.T) {
 	for _, c := range newer[2:6] {
 		h.must(c)
 	}
-	needs3()
+	needs(3, newest)
 	state = dump(t, h.s.Snapshot())
 	for _, word := range []string{`"vips"`, `"endpoint_mode"`, `"mtu"`} {
 		if state[0] != 2 || strings.Contains(state, word) {
@@ -177,11 +189,22 @@ func TestFormatRatchet(t *testing.T) {
 		}
 	}
 	h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: 3}})
+	needs(4, latest)
 	for _, c := range newest {
 		h.must(c)
 	}
-	if got := dump(t, h.s.Snapshot())[0]; got != 3 {
-		t.Errorf("a state of format 3 is written as format %d", got)
+	state = dump(t, h.s.Snapshot())
+	for _, word := range []string{`"ipv6"`, `"ip"`, `"subnets"`} {
+		if state[0] != 3 || strings.Contains(state, word) {
+			t.Errorf("a state of format 3 is written as format %d, with %s: %t", state[0], word, strings.Contains(state, word))
+		}
+	}
+	h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: 4}})
+	for _, c := range latest {
+		h.must(c)
+	}
+	if got := dump(t, h.s.Snapshot())[0]; got != 4 {
+		t.Errorf("a state of format 4 is written as format %d", got)
 	}
 }
 
@@ -239,11 +262,11 @@ func TestRestoreRefuses(t *testing.T) {
 	for name, bad := range map[string]string{
 		"empty":         "",
 		"format 0":      "\x00" + state[1:],
-		"newer format":  "\x04" + strings.Replace(state[1:], `"format":3`, `"format":4`, 1),
+		"newer format":  "\x05" + strings.Replace(state[1:], `"format":4`, `"format":5`, 1),
 		"older format":  "\x01" + state[1:],
-		"newer table":   "\x01" + strings.Replace(state[1:], `"format":3`, `"format":1`, 1),
-		"state format":  swap(`"format":3`, `"format":1`),
-		"no format":     swap(`"format":3`, `"format":0`),
+		"newer table":   "\x01" + strings.Replace(state[1:], `"format":4`, `"format":1`, 1),
+		"state format":  swap(`"format":4`, `"format":1`),
+		"no format":     swap(`"format":4`, `"format":0`),
 		"cut":           state[:len(state)/2],
 		"line missing":  strings.Join(lines[:len(lines)-2], ""),
 		"row missing":   strings.Join(append(append([]string{}, lines[:2]...), lines[3:]...), ""),

@@ -90,7 +90,7 @@ func (w *World) stack(name string, good bool) spec.Stack {
 		Services: map[string]spec.ServiceSpec{},
 	}
 	if w.scarce && w.chance(50) {
-		s.Networks["back"] = spec.NetworkSpec{Driver: spec.DriverOverlay, Subnet: fmt.Sprintf("10.9.%d.0/29", w.rng.IntN(3))}
+		s.Networks["back"] = spec.NetworkSpec{Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: fmt.Sprintf("10.9.%d.0/29", w.rng.IntN(3))}}
 	}
 	image := func() string {
 		if good || w.chance(70) {
