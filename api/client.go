@@ -295,6 +295,12 @@ func (c *Client) Events(ctx context.Context, after uint64, p Poll) (l List[spec.
 	return l, c.call(ctx, "GET", "/v1/events", q, nil, &l)
 }
 
+// RecentEvents returns the newest n events, oldest first; Events goes on behind
+// the last of them without a gap.
+func (c *Client) RecentEvents(ctx context.Context, n int) (l List[spec.Event], err error) {
+	return l, c.call(ctx, "GET", "/v1/events", url.Values{"tail": {strconv.Itoa(n)}}, nil, &l)
+}
+
 // Images lists the images of the node that answers.
 func (c *Client) Images(ctx context.Context) (l List[Image], err error) {
 	return l, c.call(ctx, "GET", "/v1/images", c.images(nil), nil, &l)

@@ -369,6 +369,13 @@ func TestViews(t *testing.T) {
 	if err != nil || len(ev.Items) == 0 {
 		t.Errorf("events: %+v, %v", ev, err)
 	}
+	newest, err := w.client.RecentEvents(ctx, 1)
+	if err != nil || len(newest.Items) != 1 || newest.Items[0].Seq != ev.Items[len(ev.Items)-1].Seq {
+		t.Errorf("newest event: %+v, %v", newest, err)
+	}
+	if _, err := w.client.RecentEvents(ctx, -1); !errors.Is(err, spec.ErrInvalid) {
+		t.Errorf("the newest -1 events: %v", err)
+	}
 }
 
 // TestLongPoll: a list with an index waits for a newer state.

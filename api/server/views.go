@@ -335,20 +335,31 @@ func (s *Server) volumeDelete(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, api.Written{Index: res.Index, Changed: res.Changed})
 }
 
+// maxEvents is how many events one answer holds.
+const maxEvents = 1000
+
 func (s *Server) eventList(w http.ResponseWriter, r *http.Request) error {
 	snap, err := s.snapshot(r)
 	if err != nil {
 		return err
 	}
+	q := r.URL.Query()
+	if v := q.Get("tail"); v != "" {
+		n, err := strconv.ParseUint(v, 10, 31)
+		if err != nil || q.Has("after") {
+			return spec.Invalidf("tail=%q: want how many of the newest events, and no \"after\" besides", v)
+		}
+		return writeJSON(w, api.List[*spec.Event]{Index: snap.Index(), Items: snap.RecentEvents(min(int(n), maxEvents))})
+	}
 	var after uint64
-	if v := r.URL.Query().Get("after"); v != "" {
+	if v := q.Get("after"); v != "" {
 		if after, err = strconv.ParseUint(v, 10, 64); err != nil {
 			return spec.Invalidf("after=%q: want the number of an event", v)
 		}
 	}
-	events, gone := snap.Events(after, 1000)
+	events, gone := snap.Events(after, maxEvents)
 	if gone {
-		http.Error(w, "the events after "+strconv.FormatUint(after, 10)+" are no longer kept", http.StatusGone)
+		http.Error(w, "the events after "+strconv.FormatUint(after, 10)+" are no longer kept: go on behind the newest, which \"tail=1\" tells", http.StatusGone)
 		return nil
 	}
 	if events == nil {

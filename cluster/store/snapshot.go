@@ -227,6 +227,13 @@ func (n *Snapshot) Content(id spec.ContentID) *spec.Content {
 // kept revision of a stack, or a volume that is filled from it.
 func (n *Snapshot) ContentInUse(id spec.ContentID) bool { return n.tables.contentInUse(n.read(), id) }
 
+// RecentEvents returns the newest events, at most limit, oldest first.
+func (n *Snapshot) RecentEvents(limit int) []*spec.Event {
+	limit = max(0, min(limit, spec.KeepEvents))
+	events, _ := n.Events(n.meta.Events-min(n.meta.Events, uint64(limit)), limit)
+	return events
+}
+
 // Events returns at most limit events with a greater Seq than after, oldest
 // first; a limit of 0 or less is none. gone says that the answer would have a
 // gap: events behind after have been dropped already, or after is ahead of

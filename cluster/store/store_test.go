@@ -240,6 +240,15 @@ func TestEvents(t *testing.T) {
 			t.Errorf("after %d: %v %t, want %v %t", tc.after, got, gone, tc.want, tc.gone)
 		}
 	}
+	for limit, want := range map[int][]uint64{-1: nil, 0: nil, 1: {5}, 2: {4, 5}, 9: {1, 2, 3, 4, 5}} {
+		var got []uint64
+		for _, e := range h.s.Snapshot().RecentEvents(limit) {
+			got = append(got, e.Seq)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the newest %d: %v, want %v", limit, got, want)
+		}
+	}
 	flip(spec.KeepEvents)
 	if _, gone := seqs(4, 1); !gone {
 		t.Error("there is a gap behind 4")

@@ -101,7 +101,7 @@ func TestClusterLeaderChanges(t *testing.T) {
 	placed(t, c.Hosts[0], "calm/s", len(c.Hosts))
 	before := processes(t, c.Hosts[0], "calm")
 	cl := client(t, c.Hosts[0])
-	_, seq := diary(t, cl, 0)
+	seq := newestEvent(t, cl)
 	w := writing(t, c.Hosts[:3], 3, "change")
 	changes := count(t, "CHANGES", 3)
 	flips := 0
@@ -142,7 +142,7 @@ func TestClusterLeaderChanges(t *testing.T) {
 func TestClusterLoss(t *testing.T) {
 	hosts, d := count(t, "HOSTS", 5), span(t, "LOSS", 8*time.Second)
 	c := lab.New(t).Cluster(3, hosts-3)
-	_, seq := diary(t, client(t, c.Hosts[0]), 0)
+	seq := newestEvent(t, client(t, c.Hosts[0]))
 	c.Loss(20)
 	started, wrote := time.Now(), 0
 	for time.Since(started) < d {
@@ -167,7 +167,7 @@ func TestClusterBusy(t *testing.T) {
 	d := span(t, "BUSY", 8*time.Second)
 	c := lab.New(t).Cluster(3, 2)
 	cl := client(t, c.Hosts[0])
-	_, seq := diary(t, cl, 0)
+	seq := newestEvent(t, cl)
 	term := func() uint64 {
 		t.Helper()
 		var term uint64

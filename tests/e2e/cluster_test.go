@@ -172,10 +172,11 @@ func remoteClient(t *testing.T, c *lab.Cluster) {
 func leaderKilled(t *testing.T, c *lab.Cluster) {
 	runs := count(t, "RUNS", 3)
 	cl := client(t, c.Hosts[0])
-	_, seq := diary(t, cl, 0)
+	seq := newestEvent(t, cl)
 	w := writing(t, c.Managers(), 2, "kill")
 	var gaps []time.Duration
 	killed := map[string]bool{}
+	var down []string
 	for range runs {
 		w.flow(t, 20)
 		leader := c.Leader()
@@ -186,10 +187,11 @@ func leaderKilled(t *testing.T, c *lab.Cluster) {
 		gaps = append(gaps, w.gap(from))
 		leader.Launch()
 		leader.WaitReady()
+		more, last := diary(t, client(t, c.Leader()), seq)
+		down, seq = append(down, more...), last
 	}
 	w.end(t, cl)
 	figure(t, "leader killed, writes accepted again", gaps, 600*time.Millisecond, 1500*time.Millisecond)
-	down, _ := diary(t, cl, seq)
 	for _, n := range down {
 		if !killed[n] {
 			t.Errorf("%s was declared down, and nothing had happened to it", n)
@@ -202,9 +204,10 @@ func leaderKilled(t *testing.T, c *lab.Cluster) {
 func plannedHandover(t *testing.T, c *lab.Cluster) {
 	runs := count(t, "RUNS", 3)
 	cl := client(t, c.Hosts[0])
-	_, seq := diary(t, cl, 0)
+	seq := newestEvent(t, cl)
 	w := writing(t, c.Managers(), 2, "handover")
 	var gaps []time.Duration
+	var down []string
 	for range runs {
 		w.flow(t, 20)
 		leader := c.Leader()
@@ -214,10 +217,12 @@ func plannedHandover(t *testing.T, c *lab.Cluster) {
 		gaps = append(gaps, w.gap(from))
 		leader.Launch()
 		leader.WaitReady()
+		more, last := diary(t, client(t, c.Leader()), seq)
+		down, seq = append(down, more...), last
 	}
 	w.end(t, cl)
 	figure(t, "planned handover", gaps, 0, 300*time.Millisecond)
-	if down, _ := diary(t, cl, seq); len(down) > 0 {
+	if len(down) > 0 {
 		t.Logf("declared down while stopped: %v", down)
 	}
 }
@@ -228,7 +233,7 @@ func asymmetricCut(t *testing.T, c *lab.Cluster) {
 	for _, way := range []string{"to", "from"} {
 		leader, follower := c.Leader(), c.Follower()
 		cl := client(t, leader)
-		_, seq := diary(t, cl, 0)
+		seq := newestEvent(t, cl)
 		if way == "to" {
 			c.Cut(leader, follower)
 		} else {

@@ -250,6 +250,19 @@ func diary(t *testing.T, cl *api.Client, after uint64) (down []string, last uint
 	return down, last
 }
 
+// newestEvent returns the number of the newest event.
+func newestEvent(t *testing.T, cl *api.Client) (seq uint64) {
+	t.Helper()
+	lab.Eventually(t, soon, "the newest event can be read", func() error {
+		l, err := cl.RecentEvents(t.Context(), 1)
+		if err == nil {
+			seq = l.Items[0].Seq
+		}
+		return err
+	})
+	return seq
+}
+
 // same checks that nothing has happened to the tasks of a stack.
 func same(t *testing.T, h *lab.Host, stack string, before map[string]process) {
 	t.Helper()
