@@ -192,7 +192,7 @@ func (w *world) set() {
 
 func (w *world) eventually(what string, f func() error) {
 	w.t.Helper()
-	w.within(5*time.Second, what, f)
+	w.within(15*time.Second, what, f)
 }
 
 func (w *world) within(limit time.Duration, what string, f func() error) {

@@ -4,8 +4,29 @@ import (
 	"encoding/binary"
 
 	"github.com/google/nftables/expr"
+	mdl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// originalZone sets the zone of a connection for packets of its original
+// direction alone, which the library cannot say.
+type originalZone struct{ *expr.Ct }
+
+// marshalExpr is expr.Marshal for all that rules are made of.
+func marshalExpr(family byte, e expr.Any) ([]byte, error) {
+	zone, ok := e.(originalZone)
+	if !ok {
+		return expr.Marshal(family, e)
+	}
+	data, err := mdl.MarshalAttributes([]mdl.Attribute{
+		numAttr(unix.NFTA_CT_KEY, uint32(zone.Key)), numAttr(unix.NFTA_CT_SREG, zone.Register),
+		{Type: unix.NFTA_CT_DIRECTION, Data: []byte{0}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return mdl.MarshalAttributes([]mdl.Attribute{textAttr(unix.NFTA_EXPR_NAME, "ct"), {Type: unix.NLA_F_NESTED | unix.NFTA_EXPR_DATA, Data: data}})
+}
 
 // taskExprs translates a term of a task's rules; nil is any other. Marks and
 // payload are copied through a register as they are, so their byte order is
@@ -49,6 +70,8 @@ func (t term) taskExprs() []expr.Any {
 		return []expr.Any{load(source, 2), cmp(expr.CmpOpEq, prefix...)}
 	case termKeepHost:
 		return []expr.Any{load(source+number, 4), &expr.Ct{Key: expr.CtKeyMARK, Register: reg32(0), SourceRegister: true}}
+	case termZone:
+		return []expr.Any{load(source+number+2, 2), originalZone{&expr.Ct{Key: expr.CtKeyZONE, Register: reg32(0), SourceRegister: true}}}
 	case termReply:
 		const reply = 1
 		return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg32(0)}, cmp(expr.CmpOpEq, reply)}

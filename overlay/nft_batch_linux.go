@@ -6,7 +6,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	mdl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -202,7 +201,7 @@ func (b *nftBatch) fillChain(id TableID, name string, rules []Rule) error {
 	for _, r := range rules {
 		var list []mdl.Attribute
 		for _, e := range exprs(r.terms) {
-			data, err := expr.Marshal(family, e)
+			data, err := marshalExpr(family, e)
 			if err != nil {
 				return fmt.Errorf("rule %q: %w", r.Text, err)
 			}

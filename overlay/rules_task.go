@@ -54,6 +54,7 @@ const (
 	termUnreachable                        // reject with icmp host-unreachable
 	termFromHost                           // source MAC is a host's
 	termKeepHost                           // the rest of that MAC becomes the connection's mark
+	termZone                               // the end of that MAC becomes the zone of the way here
 	termReply                              // ct direction reply
 	termKept                               // ct mark != 0
 	termRestore                            // meta mark set ct mark
@@ -79,6 +80,8 @@ func (t term) taskText() string {
 		return fmt.Sprintf("@ll,48,16 %#04x", hostPrefix)
 	case termKeepHost:
 		return "ct mark set @ll,64,32"
+	case termZone:
+		return "ct original zone set @ll,80,16"
 	case termReply:
 		return "ct direction reply"
 	case termKept:
@@ -125,8 +128,16 @@ func vipChains() map[string]Chain {
 // there: the source MAC of its first frame says it. A host may come or go
 // without a change here. Connection marks are not to be had in family netdev,
 // hence the way by the packet's mark.
+//
+// A client may use one port of its own for connections to two hosts. Here they
+// would be one connection, since both have the client's address. So each host's
+// are in a zone of their own, on the way here; on the way back, where there are
+// no zones, the kernel gives the second one another client's port.
 func returnChains() map[string]Chain {
 	return map[string]Chain{
+		"zone": {Hook: Hook{Type: "filter", Name: "prerouting", Priority: -300}, Rules: []Rule{
+			rule(is(termFromHost), is(termZone)),
+		}},
 		"pre": {Hook: Hook{Type: "filter", Name: "prerouting", Priority: -150}, Rules: []Rule{
 			rule(is(termNew), is(termFromHost), is(termKeepHost)),
 		}},

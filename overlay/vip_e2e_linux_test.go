@@ -274,21 +274,13 @@ func TestReturnToEntryHost(t *testing.T) {
 			w.serve(one, "udp", "10.9.1.2:80", "one")
 			w.serve(w.client(), "tcp", "0.0.0.0:80", "client")
 
-			other, err := w.others.make(spec.Sandbox{Task: "host8"})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { w.others.remove("host8") })
-			sh(t, "ip link add other0 type veth peer name br0 address "+hostMAC(8)+" netns "+other+"; ip link set other0 addrgenmode none master wbr-1-1 up")
-			t.Cleanup(func() { sh(t, "ip link del other0 2>/dev/null; true") })
-			w.inside(other, "echo 8 > /proc/sys/net/ipv4/conf/all/arp_ignore; ip link set lo up; ip addr add 192.0.2.9/32 dev lo; ip addr add 10.9.1.1/24 dev br0; ip link set br0 up; ip neigh add 10.9.1.2 lladdr 02:58:0a:09:01:02 dev br0 nud permanent")
-
+			other := w.otherHost(8, "192.0.2.9")
 			check := func() error {
 				for _, from := range []string{"192.0.2.9", "10.9.1.1"} {
 					for _, proto := range []string{"tcp", "udp"} {
 						var answer string
 						err := at(other, func() error {
-							d := net.Dialer{Timeout: time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+							d := net.Dialer{Timeout: 500 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 							if proto == "udp" {
 								d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(from)}
 							}
@@ -322,6 +314,71 @@ func TestReturnToEntryHost(t *testing.T) {
 			w.eventually("it works again", check)
 		})
 	}
+}
+
+// A client may use one port for connections by two hosts: they end at the same
+// task, with the same address and port of the client.
+func TestOneClientByTwoHosts(t *testing.T) {
+	w := newWorld(t, "0")
+	a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
+	w.set()
+	one := w.attach(sandbox("1-10", "shop.web.1", "1-1=10.9.1.2/24"))
+	w.echo(one, "0.0.0.0:81", "one")
+	w.nets[a].Ports = []spec.PublishedPort{{Port: 8081, Protocol: "tcp", Owner: "shop/web", Targets: []string{"10.9.1.2:81"}}}
+	w.set()
+	other := w.otherHost(8, clientIP)
+	const port = 41000
+	dial := func(ns, to string) net.Conn {
+		var c net.Conn
+		err := at(ns, func() (err error) {
+			d := net.Dialer{Timeout: 3 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(clientIP), Port: port}}
+			c, err = d.Dial("tcp4", to)
+			return err
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", to, err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	conns := []net.Conn{dial(other, "10.9.1.2:81"), dial(w.client(), hostIP+":8081")}
+	for range 3 {
+		for i, c := range conns {
+			c.SetDeadline(time.Now().Add(2 * time.Second))
+			if _, err := c.Write([]byte("?")); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 100)
+			n, err := c.Read(b)
+			if got := string(b[:n]); err != nil || !strings.HasPrefix(got, "one") {
+				t.Errorf("connection %d: %q, %v", i, got, err)
+			}
+		}
+	}
+}
+
+// otherHost makes another host of network 1-1, a namespace on the bridge with the
+// same gateway address, as the tunnel would show it. It knows the task 10.9.1.2
+// and has an address of a client.
+func (w *world) otherHost(number uint32, client string) string {
+	t := w.t
+	id := spec.TaskID(fmt.Sprint("host", number))
+	other, err := w.others.make(spec.Sandbox{Task: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.others.remove(id) })
+	sh(t, "ip link add other0 type veth peer name br0 address "+hostMAC(number)+" netns "+other+"; ip link set other0 addrgenmode none master wbr-1-1 up")
+	t.Cleanup(func() { sh(t, "ip link del other0 2>/dev/null; true") })
+	w.inside(other, "echo 8 > /proc/sys/net/ipv4/conf/all/arp_ignore; ip link set lo up; ip addr add "+client+"/32 dev lo; ip addr add 10.9.1.1/24 dev br0; ip link set br0 up; ip neigh add 10.9.1.2 lladdr 02:58:0a:09:01:02 dev br0 nud permanent")
+	// To ask for a link makes the kernel notice its carrier; until then it sends nothing.
+	w.eventually("the other host is linked", func() error {
+		if got := w.inside(other, "ip link show br0") + sh(t, "ip link show wbr-1-1; bridge link show dev other0"); strings.Count(got, "state UP") < 2 || !strings.Contains(got, "forwarding") {
+			return errors.New(got)
+		}
+		return nil
+	})
+	return other
 }
 
 // Nothing announces damage inside a namespace: the regular pass finds it.
