@@ -12,12 +12,6 @@ import (
 	"wherry.dev/spec"
 )
 
-// The range of published ports that are chosen.
-const (
-	firstDynamicPort = 30000
-	lastDynamicPort  = 32767
-)
-
 // numberNetworks gives subnet, gateway and VNI to networks that have none. A
 // network whose wanted subnet has changed is numbered anew once no task holds
 // an address on it.
@@ -135,73 +129,4 @@ func (p *planner) addresses(n *spec.Network) *ipam.Range {
 	}
 	p.ranges[n.ID] = r
 	return r
-}
-
-// choosePorts returns the published ports of every service, by its key, with
-// every number chosen. A number once chosen stays while its port is declared.
-func (p *planner) choosePorts() map[string][]spec.Port {
-	type slot struct {
-		port  uint16
-		proto string
-	}
-	used := map[slot]bool{}
-	out := map[string][]spec.Port{}
-	for _, svc := range p.services {
-		ports := publishedPorts(svc)
-		for _, port := range ports {
-			used[slot{port.Published, port.Protocol}] = true
-		}
-		out[svc.Key()] = ports
-	}
-	next := map[string]int{} // by protocol, where the search goes on
-	for _, svc := range p.services {
-		ports := out[svc.Key()]
-		for i := range ports {
-			if ports[i].Published != 0 {
-				continue
-			}
-			proto := ports[i].Protocol
-			for n := max(next[proto], firstDynamicPort); n <= lastDynamicPort; n++ {
-				next[proto] = n + 1
-				if k := (slot{uint16(n), proto}); !used[k] {
-					used[k], ports[i].Published = true, k.port
-					break
-				}
-			}
-		}
-	}
-	return out
-}
-
-// publishedPorts returns the declared ports of a service with the numbers that
-// have been chosen so far; 0 where none has.
-func publishedPorts(svc *spec.Service) []spec.Port {
-	chosen := slices.Clone(svc.Ports)
-	out := slices.Clone(svc.Spec.Ports)
-	for i := range out {
-		if out[i].Published != 0 {
-			continue
-		}
-		j := slices.IndexFunc(chosen, func(c spec.Port) bool {
-			dynamic := c.Published >= firstDynamicPort && c.Published <= lastDynamicPort
-			c.Published = 0
-			return dynamic && c == out[i]
-		})
-		if j >= 0 {
-			out[i].Published = chosen[j].Published
-			chosen = slices.Delete(chosen, j, j+1)
-		}
-	}
-	return out
-}
-
-// hostPorts are the ports that a task occupies on its node.
-func hostPorts(ports []spec.Port) []spec.Port {
-	var out []spec.Port
-	for _, p := range ports {
-		if p.Mode == spec.PublishHost && p.Published != 0 {
-			out = append(out, p)
-		}
-	}
-	return out
 }

@@ -32,6 +32,12 @@ func (p *planner) judgePorts(svc *spec.Service, one *ServiceStatus) {
 // alive; empty when all are.
 func (p *planner) portProblem(svc *spec.Service) string {
 	ports := publishedPorts(svc)
+	for _, q := range ports {
+		if q.Published == 0 && !p.anyFree(&q) {
+			first, last := q.Choice()
+			return fmt.Sprintf("no published port of %d-%d/%s is free for port %d", first, last, q.Protocol, q.Target)
+		}
+	}
 	for _, n := range p.nodeList {
 		if n.State != spec.NodeReady || n.Ports == nil {
 			continue
@@ -46,6 +52,18 @@ func (p *planner) portProblem(svc *spec.Service) string {
 		}
 	}
 	return ""
+}
+
+// anyFree reports whether a port can still be given a number.
+func (p *planner) anyFree(q *spec.Port) bool {
+	used := p.usedPorts()
+	first, last := q.Choice()
+	for n := int(first); n <= int(last); n++ {
+		if !used[portNumber{uint16(n), q.Protocol}] {
+			return true
+		}
+	}
+	return false
 }
 
 // servedElsewhere reports whether a port of one address, which all nodes that

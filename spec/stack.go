@@ -109,12 +109,29 @@ type Port struct {
 	// HostIP restricts the address it is published on; empty is all addresses.
 	// It is never widened.
 	HostIP string `json:"host_ip,omitempty"`
-	// Published port on the node; 0 asks for one of 30000–32767.
+	// Published port on the node; 0 asks for one of First to Last, or where those
+	// are 0 of FirstDynamicPort to LastDynamicPort.
 	Published uint16 `json:"published,omitempty"`
+	First     uint16 `json:"first,omitempty"`
+	Last      uint16 `json:"last,omitempty"`
 	// Target is the port inside the container.
 	Target   uint16      `json:"target"`
 	Protocol string      `json:"protocol"` // tcp or udp
 	Mode     PublishMode `json:"mode"`
+}
+
+// The range of published ports that are chosen where none is asked for.
+const (
+	FirstDynamicPort = 30000
+	LastDynamicPort  = 32767
+)
+
+// Choice returns the range that the published port is chosen from.
+func (p *Port) Choice() (first, last uint16) {
+	if p.First == 0 {
+		return FirstDynamicPort, LastDynamicPort
+	}
+	return p.First, p.Last
 }
 
 // Label is the name by which SRV lookups find the port, which have no case;

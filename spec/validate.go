@@ -146,6 +146,9 @@ func (c *checker) port(at string, p Port) {
 	if p.Target == 0 {
 		c.add(at+".target", "must be from 1 to 65535")
 	}
+	if (p.First != 0 || p.Last != 0) && (p.Published != 0 || p.First == 0 || p.Last <= p.First) {
+		c.add(at, "must have either a published port or a range of them, the first before the last")
+	}
 	oneOf(c, at+".protocol", p.Protocol, "tcp", "udp")
 	oneOf(c, at+".mode", p.Mode, PublishIngress, PublishHost)
 	if p.HostIP != "" {

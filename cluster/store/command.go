@@ -24,7 +24,8 @@ import (
 //	3  virtual addresses: ServiceChange.VIPs and Service.VIPs,
 //	   ServiceSpec.EndpointMode; NodeInfo.MTU
 //	4  addresses: NetworkSpec.IPv6, Range, Gateway, Reserved and Parent, and all
-//	   that follows from them; Attachment.IP and IP6; NodeInfo.Subnets
+//	   that follows from them; Attachment.IP and IP6; NodeInfo.Subnets;
+//	   Port.First and Last
 const Format = 4
 
 const (
@@ -288,8 +289,8 @@ func (c *Command) NeedsFormat() int {
 	return 1
 }
 
-// usesAddresses reports whether a stack has a network or an attachment that
-// programs before AddressFormat do not know.
+// usesAddresses reports whether a stack has a network, an attachment or a port
+// that programs before AddressFormat do not know.
 func usesAddresses(s *spec.Stack) bool {
 	for _, n := range s.Networks { // any order gives the same answer
 		if n.IPv6 != nil || n.Range != "" || n.Gateway != "" || n.Reserved != nil || n.Parent != "" {
@@ -297,7 +298,8 @@ func usesAddresses(s *spec.Stack) bool {
 		}
 	}
 	return anyService(s, func(svc *spec.ServiceSpec) bool {
-		return slices.ContainsFunc(svc.Template.Networks, func(a spec.Attachment) bool { return a.IP != "" || a.IP6 != "" })
+		return slices.ContainsFunc(svc.Template.Networks, func(a spec.Attachment) bool { return a.IP != "" || a.IP6 != "" }) ||
+			slices.ContainsFunc(svc.Ports, func(p spec.Port) bool { return p.First != 0 })
 	})
 }
 

@@ -137,6 +137,9 @@ func TestFormatRatchet(t *testing.T) {
 	latest := []Command{
 		putStack(six),
 		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) {
+			s.Ports[0].Published, s.Ports[0].First, s.Ports[0].Last = 0, 80, 90
+		})),
+		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) {
 			s.Template.Networks = []spec.Attachment{{Network: "default", IP: "10.1.0.8"}}
 		})),
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 4, Subnets: "10.0.0.0/16"}}}}},

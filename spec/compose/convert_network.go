@@ -179,6 +179,35 @@ func (c *conversion) portPath(at path, i, n int) path {
 	return at
 }
 
+// published reads a published port, or a range of which one is to be chosen.
+func (c *conversion) published(at path, text string) (port, first, last uint16) {
+	from, to, isRange := strings.Cut(text, "-")
+	parse := func(s string) uint16 {
+		n, err := strconv.ParseUint(s, 10, 16)
+		if err != nil {
+			c.refuse(at, "", "the published port %q is not from 0 to 65535", s)
+		}
+		return uint16(n)
+	}
+	if text == "" {
+		return 0, 0, 0
+	}
+	first = parse(from)
+	if !isRange {
+		return first, 0, 0
+	}
+	before := c.refusals()
+	last = parse(to)
+	switch {
+	case c.refusals() > before:
+	case first == 0 || last < first:
+		c.refuse(at, "", "the published ports %q are no range from 1 to 65535", text)
+	case first == last:
+		return first, 0, 0
+	}
+	return 0, first, last
+}
+
 func (c *conversion) port(at path, p types.ServicePortConfig) (spec.Port, bool) {
 	out := spec.Port{Name: p.Name, HostIP: p.HostIP, Protocol: p.Protocol, Mode: spec.PublishMode(p.Mode)}
 	before := c.refusals()
@@ -189,16 +218,7 @@ func (c *conversion) port(at path, p types.ServicePortConfig) (spec.Port, bool) 
 		c.refuse(at, "", "the target port %d is not from 1 to 65535", p.Target)
 	}
 	out.Target = uint16(p.Target)
-	if p.Published != "" {
-		n, err := strconv.ParseUint(p.Published, 10, 16)
-		switch {
-		case strings.Contains(p.Published, "-"):
-			c.refuse(at, "give one port", "a range of published ports for one target: %s", notBuilt)
-		case err != nil:
-			c.refuse(at, "", "the published port %q is not from 0 to 65535", p.Published)
-		}
-		out.Published = uint16(n)
-	}
+	out.Published, out.First, out.Last = c.published(at, p.Published)
 	switch p.Protocol {
 	case "":
 		out.Protocol = "tcp"

@@ -74,7 +74,7 @@ var serviceRows = []row{
 	{path: "services.*.dns_search", note: "in place of the node's; a dot alone is none"},
 	{path: "services.*.dns_opt", note: "and ndots:0 unless it is given"},
 	{path: "services.*.extra_hosts", note: "lines of /etc/hosts, IPv4 and IPv6; host-gateway is the node, as seen from the first network", subtree: true},
-	{path: "services.*.ports", note: "short, long and ranges; tcp and udp; without published one of 30000-32767"},
+	{path: "services.*.ports", note: "short, long and ranges; tcp and udp; without published one of 30000-32767, with a range for one target one of that"},
 	{path: "services.*.ports.[].target"},
 	{path: "services.*.ports.[].published", note: "one port; a range for one target is not built yet"},
 	{path: "services.*.ports.[].protocol"},
