@@ -77,7 +77,7 @@ func (p *planner) number(n *spec.Network, taken map[spec.NetworkID]*spec.Network
 	var subnet netip.Prefix
 	var err error
 	if n.Spec.Subnet == "" {
-		subnet, err = ipam.Subnet(start, subnets)
+		subnet, err = ipam.Subnet(ipam.Pools4(), ipam.SubnetBits, start, subnets)
 	} else if subnet, err = ipam.ParseSubnet(n.Spec.Subnet); err == nil {
 		if with, meets := ipam.Overlap(subnet, subnets); meets {
 			err = spec.Conflictf("subnet %v overlaps %v of network %s", subnet, with, names[with])
@@ -111,7 +111,7 @@ func (p *planner) addresses(n *spec.Network) *ipam.Range {
 		return r
 	}
 	subnet, _ := subnetOf(n)
-	r := ipam.NewRange(n.Name, subnet)
+	r := ipam.NewRange(n.Name, ipam.Space{Subnet: subnet, Gateway: ipam.Gateway(subnet)})
 	for _, ip := range p.vipsOn[n.ID] {
 		r.Hold(ip) // before the tasks: the search goes on behind the newest of these
 	}

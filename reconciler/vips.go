@@ -90,7 +90,7 @@ func (p *planner) keptVIP(svc *spec.Service, network spec.NetworkID) (netip.Addr
 		return ip, false
 	}
 	subnet, numbered := subnetOf(p.numberedOr(n))
-	return ip, numbered && ipam.Has(subnet, ip)
+	return ip, numbered && ipam.Space{Subnet: subnet, Gateway: ipam.Gateway(subnet)}.Usable(ip)
 }
 
 // stillOn reports whether a service has a task on a network that this plan does

@@ -6,10 +6,51 @@ import (
 	"wherry.dev/spec"
 )
 
-// Range hands out the addresses of one network during one pass.
+// Space is what a network has of one family of addresses.
+type Space struct {
+	// Subnet that every address is in.
+	Subnet netip.Prefix
+	// Range is the part of Subnet that addresses are chosen from; the zero value
+	// is all of it.
+	Range netip.Prefix
+	// Gateway is the address that the hosts have.
+	Gateway netip.Addr
+	// Reserved addresses are never chosen: they are for what is no task, or for
+	// those who ask for them.
+	Reserved []netip.Addr
+}
+
+// Usable reports whether an address can be that of a task or service: it is in
+// the subnet, and neither its first one, the gateway, nor for IPv4 the
+// broadcast address.
+func (s Space) Usable(a netip.Addr) bool {
+	return s.Subnet.Contains(a) && a != s.Subnet.Masked().Addr() && a != s.Gateway && !isBroadcast(s.Subnet, a)
+}
+
+// bounds returns the first and the last address that may be chosen, as far as
+// subnet and range tell.
+func (s Space) bounds() (first, last netip.Addr) {
+	part := s.Range
+	if !part.IsValid() {
+		part = s.Subnet
+	}
+	if first = part.Masked().Addr(); first == s.Subnet.Masked().Addr() {
+		first = first.Next()
+	}
+	if last = lastOf(part); isBroadcast(s.Subnet, last) {
+		last = last.Prev()
+	}
+	return first, last
+}
+
+// Range hands out the addresses of one family on one network during one pass.
+// What it costs depends on how many are in use, and not on the size of the
+// subnet.
 type Range struct {
-	name   string
-	prefix netip.Prefix
+	name        string
+	space       Space
+	first, last netip.Addr
+	reserved    map[netip.Addr]bool
 	// held addresses belong to tasks that are not over, or are the virtual ones
 	// of services; rested ones belong to tasks that are over, and are taken again
 	// only when no other is left.
@@ -18,16 +59,17 @@ type Range struct {
 	next netip.Addr
 }
 
-// NewRange returns the range of a network with the given name, for messages,
-// and subnet. The network's own address, its gateway, and for IPv4 the
-// broadcast address are never handed out.
-func NewRange(name string, subnet netip.Prefix) *Range {
-	p := subnet.Masked()
-	return &Range{
-		name: name, prefix: p,
+// NewRange returns the range of a network with the given name, for messages.
+func NewRange(name string, s Space) *Range {
+	r := &Range{
+		name: name, space: s, reserved: map[netip.Addr]bool{},
 		held: map[netip.Addr]bool{}, rested: map[netip.Addr]bool{},
-		next: Gateway(p).Next(),
 	}
+	r.first, r.last = s.bounds()
+	for _, a := range s.Reserved {
+		r.reserved[a] = true
+	}
+	return r
 }
 
 // Hold notes that a task which is not over, or a service, has the address. Tasks
@@ -39,14 +81,29 @@ func (r *Range) Hold(a netip.Addr) { r.note(a, r.held) }
 func (r *Range) Rest(a netip.Addr) { r.note(a, r.rested) }
 
 func (r *Range) note(a netip.Addr, in map[netip.Addr]bool) {
-	if r.prefix.Contains(a) {
-		in[a] = true
+	if !r.space.Subnet.Contains(a) {
+		return
+	}
+	in[a] = true
+	if r.Chooses(a) { // what was asked for says nothing of how far the search is
 		r.next = a.Next()
 	}
 }
 
-// Take returns the next free address and holds it: round the subnet from the
-// newest address on, so that an address rests as long as the subnet allows;
+// Chooses reports whether an address is one that Take returns when it is free.
+func (r *Range) Chooses(a netip.Addr) bool {
+	return r.space.Usable(a) && !a.Less(r.first) && !r.last.Less(a) && !r.reserved[a]
+}
+
+// Free reports whether somebody who asks for an address may have it: it is
+// usable and not held.
+func (r *Range) Free(a netip.Addr) bool { return r.space.Usable(a) && !r.held[a] }
+
+// Usable is that of the space.
+func (r *Range) Usable(a netip.Addr) bool { return r.space.Usable(a) }
+
+// Take returns the next free address and holds it: round the range from the
+// newest address on, so that an address rests as long as the range allows;
 // one that a known task had comes only after all others. The error is of class
 // ErrUnavailable.
 func (r *Range) Take() (netip.Addr, error) {
@@ -64,19 +121,21 @@ func (r *Range) Peek() (netip.Addr, error) {
 			return a, nil
 		}
 	}
-	return netip.Addr{}, spec.Unavailablef("network %s has no free address: all of %v are in use", r.name, r.prefix)
+	if r.space.Range.IsValid() {
+		return netip.Addr{}, spec.Unavailablef("network %s has no free address: all of its range %v are in use", r.name, r.space.Range)
+	}
+	return netip.Addr{}, spec.Unavailablef("network %s has no free address: all of %v are in use", r.name, r.space.Subnet)
 }
 
 // search goes round once. It ends after as many steps as there are addresses,
 // or as there can be obstacles, whichever is less.
 func (r *Range) search(spare bool) (netip.Addr, bool) {
-	first, last := Gateway(r.prefix).Next(), lastOf(r.prefix)
 	a := r.next
-	for range len(r.held) + len(r.rested) + 2 {
-		if !a.IsValid() || a.Less(first) || last.Less(a) {
-			a = first
+	for range len(r.held) + len(r.rested) + len(r.reserved) + 3 {
+		if !a.IsValid() || a.Less(r.first) || r.last.Less(a) {
+			a = r.first
 		}
-		if !r.held[a] && !(spare && r.rested[a]) {
+		if r.Chooses(a) && !r.held[a] && !(spare && r.rested[a]) {
 			return a, true
 		}
 		a = a.Next()
@@ -84,21 +143,16 @@ func (r *Range) search(spare bool) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// Has reports whether an address is one that the range of a subnet hands out.
-func Has(subnet netip.Prefix, a netip.Addr) bool {
-	p := subnet.Masked()
-	return !a.Less(Gateway(p).Next()) && !lastOf(p).Less(a)
-}
+// isBroadcast reports whether an address is the last one of an IPv4 subnet,
+// which is that of all hosts.
+func isBroadcast(p netip.Prefix, a netip.Addr) bool { return a.Is4() && a == lastOf(p) }
 
-// lastOf returns the highest address of p that a task may have.
+// lastOf returns the highest address of p.
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
 		b[i/8] |= 1 << (7 - i%8)
 	}
 	a, _ := netip.AddrFromSlice(b)
-	if a.Is4() {
-		return a.Prev() // broadcast
-	}
 	return a
 }

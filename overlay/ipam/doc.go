@@ -1,5 +1,5 @@
-// Package ipam chooses numbers: the subnet, gateway and VNI of a network, and
-// the address and MAC of a task on it.
+// Package ipam chooses numbers: the subnets and VNI of a network, and
+// the addresses and MAC of a task on it.
 //
 // It owns the pool and the order of choice. It keeps no state: what is taken
 // is told by the caller, who reads it from a snapshot, so that an allocation
