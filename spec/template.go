@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -125,6 +126,17 @@ type Attachment struct {
 	// empty takes any.
 	IP  string `json:"ip,omitempty"`
 	IP6 string `json:"ip6,omitempty"`
+}
+
+// FixedAddress returns an address that the template asks for, the first; empty
+// when it takes any. One task at a time can run from a template with one.
+func (t *Template) FixedAddress() string {
+	for _, a := range t.Networks {
+		if ip := cmp.Or(a.IP, a.IP6); ip != "" {
+			return ip
+		}
+	}
+	return ""
 }
 
 // HealthCheck says how the health of a container is found. Test follows

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -48,6 +47,7 @@ func ValidateStack(s *Stack) error {
 		v := s.Volumes[name]
 		c.volume("volumes."+name, name, &v)
 	}
+	c.fixed()
 	c.portClashes()
 	c.cycles()
 	return errors.Join(c.problems...)
@@ -100,7 +100,7 @@ func (c *checker) service(at, name string, s *ServiceSpec) {
 	c.template(at+".template", &s.Template)
 	c.placement(at+".placement", &s.Placement)
 	for i, p := range s.Ports {
-		c.port(fmt.Sprintf("%s.ports[%d]", at, i), p)
+		c.port(fmt.Sprintf("%s.ports[%d]", at, i), p, c.wayOut(s))
 	}
 	if len(s.Ports) > 0 && s.Template.NetworkMode != "" {
 		c.add(at+".ports", "a service with network mode %s publishes no ports", s.Template.NetworkMode)
@@ -142,7 +142,7 @@ func (c *checker) placement(at string, p *Placement) {
 	c.notNegative(at+".max_per_node", int64(p.MaxPerNode))
 }
 
-func (c *checker) port(at string, p Port) {
+func (c *checker) port(at string, p Port, way *NetworkSpec) {
 	if p.Target == 0 {
 		c.add(at+".target", "must be from 1 to 65535")
 	}
@@ -152,12 +152,7 @@ func (c *checker) port(at string, p Port) {
 	oneOf(c, at+".protocol", p.Protocol, "tcp", "udp")
 	oneOf(c, at+".mode", p.Mode, PublishIngress, PublishHost)
 	if p.HostIP != "" {
-		switch ip, err := netip.ParseAddr(p.HostIP); {
-		case err != nil:
-			c.add(at+".host_ip", "%q is not an IP address", p.HostIP)
-		case !ip.Is4():
-			c.add(at+".host_ip", "%s is no IPv4 address, and others are not published yet", p.HostIP)
-		}
+		c.hostIP(at+".host_ip", p.HostIP, way)
 	}
 }
 
@@ -178,7 +173,7 @@ func (c *checker) portClashes() {
 			key := fmt.Sprintf("%d/%s", p.Published, p.Protocol)
 			mine := claim{owner: name, at: fmt.Sprintf("services.%s.ports[%d]", name, i), ip: p.HostIP}
 			for _, other := range taken[key] {
-				if other.ip == mine.ip || other.ip == "" || mine.ip == "" {
+				if hostIPsOverlap(other.ip, mine.ip) {
 					c.add(mine.at, "port %s is published by %s already", key, other.owner)
 					break
 				}
@@ -219,13 +214,7 @@ func (c *checker) network(at, name string, n *NetworkSpec) {
 		c.objectName(at+".name", n.Name)
 	}
 	oneOf(c, at+".driver", cmp.Or(n.Driver, DriverOverlay), DriverOverlay, DriverBridge)
-	if n.Subnet != "" {
-		if canonical, err := ParseSubnet(n.Subnet); err != nil {
-			c.add(at+".subnet", "%v", err)
-		} else if canonical != n.Subnet {
-			c.add(at+".subnet", "%s has bits of the host, want %s", n.Subnet, canonical)
-		}
-	}
+	c.addresses(at, n)
 	c.labels(at+".labels", n.Labels)
 }
 

@@ -54,6 +54,30 @@ func TestValidateStackAccepts(t *testing.T) {
 	}
 }
 
+// addressed is a network on which addresses are chosen in every way.
+func addressed() NetworkSpec {
+	return NetworkSpec{Driver: DriverOverlay,
+		Pool: Pool{Subnet: "10.1.0.0/24", Range: "10.1.0.64/26", Gateway: "10.1.0.254", Reserved: []string{"10.1.0.77", "10.1.0.200"}},
+		IPv6: &Pool{Subnet: "fd00::/64"}}
+}
+
+// TestValidateAddresses: what a network may say of its addresses, and a service
+// of its own, which may be outside of the range.
+func TestValidateAddresses(t *testing.T) {
+	s := validStack()
+	s.Networks["default"], s.Networks["plain"] = addressed(), NetworkSpec{Driver: DriverBridge, IPv6: &Pool{}}
+	one, web := 1, s.Services["web"]
+	web.Replicas = &one
+	web.Template.Networks = []Attachment{{Network: "default", IP: "10.1.0.9", IP6: "fd00::9"}, {Network: "ext", IP: "192.0.2.9"}, {Network: "plain"}}
+	web.Ports = append(web.Ports, Port{Published: 81, Target: 80, Protocol: "tcp", Mode: PublishIngress, HostIP: "::1"},
+		Port{Published: 82, Target: 80, Protocol: "tcp", Mode: PublishIngress, HostIP: "::"}, Port{Published: 81, Target: 80, Protocol: "tcp", Mode: PublishIngress, HostIP: "2001:db8::1"})
+	s.Services["web"] = web
+	s.Services["also"] = ServiceSpec{Mode: Replicated, Template: Template{Image: "a", Networks: []Attachment{{Network: "default", IP: "10.1.0.10"}}, Restart: Restart{Condition: RestartAny}}}
+	if err := ValidateStack(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestValidateStackRefuses breaks one thing after the other.
 func TestValidateStackRefuses(t *testing.T) {
 	web := func(f func(*ServiceSpec)) func(*Stack) {
@@ -67,6 +91,26 @@ func TestValidateStackRefuses(t *testing.T) {
 		return web(func(s *ServiceSpec) { s.Template.Mounts = append(s.Template.Mounts, m) })
 	}
 	port := func(p Port) func(*Stack) { return web(func(s *ServiceSpec) { s.Ports = append(s.Ports, p) }) }
+	// nets changes a network with subnets of both families.
+	nets := func(f func(*NetworkSpec)) func(*Stack) {
+		return func(s *Stack) {
+			n := addressed()
+			f(&n)
+			s.Networks["default"] = n
+		}
+	}
+	// fix gives web an address on it, and a number of replicas; -1 is global.
+	fix := func(replicas int, ip, ip6 string) func(*Stack) {
+		return func(s *Stack) {
+			s.Networks["default"] = addressed()
+			web(func(svc *ServiceSpec) {
+				svc.Replicas, svc.Template.Networks = &replicas, []Attachment{{Network: "default", IP: ip, IP6: ip6}}
+				if replicas < 0 {
+					svc.Mode, svc.Replicas = Global, nil
+				}
+			})(s)
+		}
+	}
 	tests := []struct {
 		want string // path and part of the message
 		do   func(*Stack)
@@ -148,6 +192,12 @@ func TestValidateStackRefuses(t *testing.T) {
 		{"ports[2].protocol:", port(Port{Target: 1, Protocol: "sctp", Mode: PublishHost})},
 		{"ports[2].mode:", port(Port{Target: 1, Protocol: "tcp"})},
 		{"ports[2].host_ip:", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "localhost"})},
+		{"ports[2].host_ip: ff02::1 is not", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "ff02::1"})},
+		{"ports[2].host_ip: fe80::1%eth0 is not", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "fe80::1%eth0"})},
+		{"ports[2].host_ip: 0::1 is to be written as ::1", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "0::1"})},
+		{"ports[2].host_ip: nothing would answer at ::1", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "::1"})},
+		{"ports[2].host_ip: nothing would answer at ::", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "::"})},
+		{"ports[2]: port 80/udp is published by web", port(Port{Published: 80, Target: 1, Protocol: "udp", Mode: PublishHost, HostIP: "0.0.0.0"})},
 		{"ports[2]: port 80/tcp is published by web", port(Port{Published: 80, Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "127.0.0.1"})},
 		{"depends_on[2]: there is no", web(func(s *ServiceSpec) {
 			s.DependsOn = append(s.DependsOn, Dependency{Service: "x", Condition: DependencyStarted})
@@ -164,6 +214,55 @@ func TestValidateStackRefuses(t *testing.T) {
 		{"networks.default.driver:", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: "macvlan"} }},
 		{"networks.default.subnet: 10.0.0.1/24 has bits", func(s *Stack) {
 			s.Networks["default"] = NetworkSpec{Driver: DriverOverlay, Pool: Pool{Subnet: "10.0.0.1/24"}}
+		}},
+		{"networks.default.subnet: the subnet fd00::/64 is not IPv4", nets(func(n *NetworkSpec) { n.Subnet = "fd00::/64" })},
+		{"networks.default.range: needs a subnet", nets(func(n *NetworkSpec) { n.Pool = Pool{Range: "10.1.0.0/25"} })},
+		{"networks.default.gateway: needs a subnet", nets(func(n *NetworkSpec) { n.Pool = Pool{Gateway: "10.1.0.1"} })},
+		{"networks.default.reserved[0]: needs a subnet", nets(func(n *NetworkSpec) { n.Pool = Pool{Reserved: []string{"10.1.0.1"}} })},
+		{"networks.default.range: \"10.1.0.0\" is not a part", nets(func(n *NetworkSpec) { n.Range = "10.1.0.0" })},
+		{"networks.default.range: \"fd00::/64\" is not a part", nets(func(n *NetworkSpec) { n.Range = "fd00::/64" })},
+		{"networks.default.range: 10.1.0.9/25 has bits", nets(func(n *NetworkSpec) { n.Range = "10.1.0.9/25" })},
+		{"networks.default.range: the range 10.2.0.0/25 is not within", nets(func(n *NetworkSpec) { n.Range = "10.2.0.0/25" })},
+		{"networks.default.range: the range 10.0.0.0/15 is not within", nets(func(n *NetworkSpec) { n.Range = "10.0.0.0/15" })},
+		{"networks.default.gateway: \"x\" is not an IPv4 address", nets(func(n *NetworkSpec) { n.Gateway = "x" })},
+		{"networks.default.gateway: \"fd00::1\" is not an IPv4 address", nets(func(n *NetworkSpec) { n.Gateway = "fd00::1" })},
+		{"networks.default.gateway: 10.1.1.1 is not in the subnet", nets(func(n *NetworkSpec) { n.Gateway = "10.1.1.1" })},
+		{"networks.default.gateway: 10.1.0.0 is the address of the subnet", nets(func(n *NetworkSpec) { n.Gateway = "10.1.0.0" })},
+		{"networks.default.gateway: 10.1.0.255 is the broadcast", nets(func(n *NetworkSpec) { n.Gateway = "10.1.0.255" })},
+		{"networks.default.reserved[1]: 10.2.0.1 is not in", nets(func(n *NetworkSpec) { n.Reserved = []string{"10.1.0.2", "10.2.0.1"} })},
+		{"networks.default.reserved[1]: 10.1.0.2 does not come after", nets(func(n *NetworkSpec) { n.Reserved = []string{"10.1.0.2", "10.1.0.2"} })},
+		{"networks.default.ipv6.subnet: the subnet 10.1.0.0/24 is not IPv6", nets(func(n *NetworkSpec) { n.IPv6 = &Pool{Subnet: "10.1.0.0/24"} })},
+		{"networks.default.ipv6.subnet: the subnet ::ffff:10.1.0.0/120 is not IPv6", nets(func(n *NetworkSpec) { n.IPv6 = &Pool{Subnet: "::ffff:10.1.0.0/120"} })},
+		{"networks.default.ipv6.subnet: the subnet fd00::/126 must", nets(func(n *NetworkSpec) { n.IPv6 = &Pool{Subnet: "fd00::/126"} })},
+		{"networks.default.ipv6.subnet: the subnet fe80::/64 cannot", nets(func(n *NetworkSpec) { n.IPv6 = &Pool{Subnet: "fe80::/64"} })},
+		{"networks.default.ipv6.subnet: FD00::/64 has bits of the host, want fd00::/64", nets(func(n *NetworkSpec) { n.IPv6 = &Pool{Subnet: "FD00::/64"} })},
+		{"networks.default.ipv6.gateway: fd00:: is the address of the subnet", nets(func(n *NetworkSpec) { n.IPv6.Gateway = "fd00::" })},
+		{"networks.default.ipv6.gateway: fd00::0 is to be written as fd00::", nets(func(n *NetworkSpec) { n.IPv6.Gateway = "fd00::0" })},
+		{"networks.default.ipv6.range: the range fd01::/65", nets(func(n *NetworkSpec) { n.IPv6.Range = "fd01::/65" })},
+		{"networks.ext: an external network has the addresses", func(s *Stack) { s.Networks["ext"] = NetworkSpec{External: true, Pool: Pool{Subnet: "10.1.0.0/24"}} }},
+		{"networks.ext: an external network has the addresses", func(s *Stack) { s.Networks["ext"] = NetworkSpec{External: true, IPv6: &Pool{}} }},
+		{"services.web.template.networks[0].ip: an address can be that of one task, and the service has 2 replicas", fix(2, "10.1.0.9", "")},
+		{"services.web.template.networks[0].ip6: an address can be that of one task, and the service has 2 replicas", fix(2, "", "fd00::9")},
+		{"services.web.template.networks[0].ip: an address can be that of one task, and a global", fix(-1, "10.1.0.9", "")},
+		{"services.web.template.networks[0].ip: \"fd00::9\" is not an IPv4", fix(1, "fd00::9", "")},
+		{"services.web.template.networks[0].ip6: \"10.1.0.9\" is not an IPv6", fix(1, "", "10.1.0.9")},
+		{"services.web.template.networks[0].ip: 10.2.0.9 is not in the subnet 10.1.0.0/24 of the network default", fix(1, "10.2.0.9", "")},
+		{"services.web.template.networks[0].ip: 10.1.0.0 is the address", fix(1, "10.1.0.0", "")},
+		{"services.web.template.networks[0].ip: 10.1.0.255 is the broadcast", fix(1, "10.1.0.255", "")},
+		{"services.web.template.networks[0].ip: 10.1.0.254 is the gateway", fix(1, "10.1.0.254", "")},
+		{"services.web.template.networks[0].ip: 10.1.0.77 is reserved", fix(1, "10.1.0.77", "")},
+		{"services.web.template.networks[0].ip6: fd00::1 is the gateway", fix(1, "", "fd00::1")},
+		{"services.web.template.networks[0].ip: the network default has no IPv4 subnet of its own", func(s *Stack) {
+			fix(1, "10.1.0.9", "")(s)
+			s.Networks["default"] = NetworkSpec{Driver: DriverOverlay}
+		}},
+		{"services.web.template.networks[0].ip6: the network default has no IPv6", func(s *Stack) {
+			fix(1, "", "fd00::9")(s)
+			s.Networks["default"] = NetworkSpec{Driver: DriverOverlay}
+		}},
+		{"services.web.template.networks[0].ip: 10.1.0.9 is that of the service also on the network default", func(s *Stack) {
+			fix(1, "10.1.0.9", "")(s)
+			s.Services["also"] = ServiceSpec{Mode: Replicated, Template: Template{Image: "a", Networks: []Attachment{{Network: "default", IP: "10.1.0.9"}}}}
 		}},
 		{"networks.default.subnet:", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: DriverOverlay, Pool: Pool{Subnet: "x"}} }},
 		{"networks.default.name:", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: DriverOverlay, Name: "a/b"} }},

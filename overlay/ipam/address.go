@@ -37,7 +37,7 @@ func (s Space) bounds() (first, last netip.Addr) {
 	if first = part.Masked().Addr(); first == s.Subnet.Masked().Addr() {
 		first = first.Next()
 	}
-	if last = lastOf(part); isBroadcast(s.Subnet, last) {
+	if last = spec.LastAddress(part); isBroadcast(s.Subnet, last) {
 		last = last.Prev()
 	}
 	return first, last
@@ -145,14 +145,4 @@ func (r *Range) search(spare bool) (netip.Addr, bool) {
 
 // isBroadcast reports whether an address is the last one of an IPv4 subnet,
 // which is that of all hosts.
-func isBroadcast(p netip.Prefix, a netip.Addr) bool { return a.Is4() && a == lastOf(p) }
-
-// lastOf returns the highest address of p.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 1 << (7 - i%8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
-}
+func isBroadcast(p netip.Prefix, a netip.Addr) bool { return a.Is4() && a == spec.LastAddress(p) }

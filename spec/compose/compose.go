@@ -137,7 +137,9 @@ type loading struct {
 	findings   []Finding
 	seen       map[string]bool // findings, to say nothing twice
 	stack      spec.Stack
-	contents   map[spec.ContentID][]byte
+	// origins are the paths of what is elsewhere in the model, by its path there.
+	origins  map[string]path
+	contents map[spec.ContentID][]byte
 }
 
 // run goes through the stages; each one adds findings, and those after which

@@ -24,7 +24,7 @@ type conversion struct {
 
 // convert fills in the stack. It never stops at a problem.
 func (l *loading) convert(p *types.Project) {
-	l.contents = map[spec.ContentID][]byte{}
+	l.contents, l.origins = map[spec.ContentID][]byte{}, map[string]path{}
 	c := &conversion{loading: l, p: p, binds: map[string]*relativeBind{}, usedVolumes: map[string]bool{}, usedNetworks: map[string]bool{}, aliases: map[string][]string{}}
 	l.stack = spec.Stack{Name: p.Name, Services: map[string]spec.ServiceSpec{}, Networks: map[string]spec.NetworkSpec{}, Volumes: map[string]spec.VolumeSpec{}}
 	if declared := l.substitute(l.tree.get("name").text()); declared != "" && l.opts.Name == "" && declared != p.Name {
@@ -60,6 +60,12 @@ func (l *loading) convert(p *types.Project) {
 // those of the model, unless the place has been refused for a better reason.
 func (l *loading) refuseLine(line string) {
 	where, message, _ := strings.Cut(line, ": ")
+	if p, ok := l.origins[where]; ok {
+		if !l.refusedWithin(p.String()) {
+			l.refuse(p, "", "%s", message)
+		}
+		return
+	}
 	parts := splitPath(where)
 	p := l.existing(slices.Clone(parts))
 	if len(parts) > 3 && parts[2] == "template" {
@@ -249,19 +255,7 @@ func (c *conversion) network(at path, name string, n types.NetworkConfig) spec.N
 	default:
 		c.refuse(at.key("driver"), "leave it out for a network that spans all hosts", "the network driver %q: %s", n.Driver, notBuilt)
 	}
-	if len(n.Ipam.Config) > 1 {
-		c.refuse(at.key("ipam").key("config"), "give one subnet", "more than one subnet: %s", notBuilt)
-	}
-	for i, pool := range n.Ipam.Config {
-		if pool == nil || pool.Subnet == "" || i > 0 {
-			continue
-		}
-		subnet, err := spec.ParseSubnet(pool.Subnet)
-		if err != nil {
-			c.refuse(at.key("ipam").key("config").index(i).key("subnet"), "", "%v", err)
-		}
-		out.Subnet = subnet
-	}
+	c.pools(at, n, &out)
 	return out
 }
 

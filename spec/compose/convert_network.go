@@ -3,7 +3,6 @@ package compose
 import (
 	"cmp"
 	"maps"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,7 +98,9 @@ func (c *conversion) attach(at path, s types.ServiceConfig, t *spec.Template) {
 			return
 		}
 		c.usedNetworks[name] = true
-		t.Networks = append(t.Networks, spec.Attachment{Network: name, Aliases: c.names(s, n.Aliases)})
+		a := c.attachment(at, len(t.Networks), name, n)
+		a.Aliases = c.names(s, n.Aliases)
+		t.Networks = append(t.Networks, a)
 	}
 }
 
@@ -146,13 +147,15 @@ func (c *conversion) ports(at path, s types.ServiceConfig, mode string) []spec.P
 	if c.onlyInternal(s) {
 		c.noEffect(at.key("ports"), "nothing is published: all networks of the service are internal")
 	}
-	var out []spec.Port
+	var found []spec.Port
+	var paths []path
 	for i, p := range s.Ports {
-		port, ok := c.port(c.portPath(at, i, len(s.Ports)), p)
-		if ok && !slices.Contains(out, port) {
-			out = append(out, port)
+		where := c.portPath(at, i, len(s.Ports))
+		if port, ok := c.port(where, p); ok {
+			found, paths = append(found, port), append(paths, where)
 		}
 	}
+	out := c.families(s, found, paths)
 	slices.SortFunc(out, func(a, b spec.Port) int {
 		return cmp.Or(cmp.Compare(a.Target, b.Target), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Published, b.Published),
 			cmp.Compare(a.HostIP, b.HostIP), cmp.Compare(a.Mode, b.Mode), cmp.Compare(a.Name, b.Name))
@@ -209,7 +212,7 @@ func (c *conversion) published(at path, text string) (port, first, last uint16) 
 }
 
 func (c *conversion) port(at path, p types.ServicePortConfig) (spec.Port, bool) {
-	out := spec.Port{Name: p.Name, HostIP: p.HostIP, Protocol: p.Protocol, Mode: spec.PublishMode(p.Mode)}
+	out := spec.Port{Name: p.Name, Protocol: p.Protocol, Mode: spec.PublishMode(p.Mode)}
 	before := c.refusals()
 	if p.Name != "" && out.Label() == "" {
 		c.note(at.key("name"), "SRV lookups cannot find the port: %q is not made of letters, digits, - and _", p.Name)
@@ -234,16 +237,7 @@ func (c *conversion) port(at path, p types.ServicePortConfig) (spec.Port, bool) 
 		c.refuse(at, suggestion(p.Mode, "ingress", "host"), "the mode %q does not exist, want ingress or host", p.Mode)
 	}
 	if p.HostIP != "" {
-		ip, err := netip.ParseAddr(strings.Trim(p.HostIP, "[]"))
-		switch {
-		case err != nil:
-			c.refuse(at, "", "%q is not an IP address", p.HostIP)
-		case ip.IsUnspecified():
-		case !ip.Unmap().Is4():
-			c.refuse(at, "publish it on an IPv4 address", "publishing on the IPv6 address %s: %s", ip, notBuilt)
-		default:
-			out.HostIP = ip.Unmap().String()
-		}
+		out.HostIP = c.hostIP(at, p.HostIP)
 	}
 	return out, c.refusals() == before
 }
