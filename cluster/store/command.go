@@ -24,8 +24,8 @@ import (
 //	3  virtual addresses: ServiceChange.VIPs and Service.VIPs,
 //	   ServiceSpec.EndpointMode; NodeInfo.MTU
 //	4  addresses: NetworkSpec.IPv6, Range, Gateway, Reserved and Parent, and all
-//	   that follows from them; Attachment.IP and IP6; NodeInfo.Subnets;
-//	   Port.First and Last
+//	   that follows from them; Attachment.IP and IP6; Port.HostIP that is all
+//	   addresses of one family; NodeInfo.Subnets; Port.First and Last
 const Format = 4
 
 const (
@@ -273,6 +273,7 @@ func (c *Command) user() bool {
 func (c *Command) NeedsFormat() int {
 	switch {
 	case c.PutStack != nil && usesAddresses(&c.PutStack.Stack),
+		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, givesIPv6),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool { return r.Info != nil && r.Info.Subnets != "" }):
 		return 4
 	case c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return s.EndpointMode != "" }),
@@ -298,9 +299,21 @@ func usesAddresses(s *spec.Stack) bool {
 		}
 	}
 	return anyService(s, func(svc *spec.ServiceSpec) bool {
-		return slices.ContainsFunc(svc.Template.Networks, func(a spec.Attachment) bool { return a.IP != "" || a.IP6 != "" }) ||
-			slices.ContainsFunc(svc.Ports, func(p spec.Port) bool { return p.First != 0 })
+		return svc.Template.FixedAddress() != "" || slices.ContainsFunc(svc.Ports, func(p spec.Port) bool {
+			return p.First != 0 || p.HostIP == "0.0.0.0" || p.HostIP == "::"
+		})
 	})
+}
+
+// givesIPv6 reports whether a part gives an IPv6 subnet or address to anything.
+func givesIPv6(p spec.Part) bool {
+	six := func(list []spec.Address) bool {
+		return slices.ContainsFunc(list, func(a spec.Address) bool { return a.IP6 != "" })
+	}
+	return slices.ContainsFunc(p.Networks, func(n spec.NetworkNumbers) bool { return n.Subnet6 != "" || n.Gateway6 != "" }) ||
+		slices.ContainsFunc(p.Create, func(t spec.Task) bool { return six(t.Addresses) }) ||
+		slices.ContainsFunc(p.Change, func(c spec.TaskChange) bool { return six(c.Addresses) }) ||
+		p.Service != nil && p.Service.VIPs != nil && slices.ContainsFunc(*p.Service.VIPs, func(v spec.ServiceVIP) bool { return v.Address6 != "" })
 }
 
 func anyService(s *spec.Stack, is func(*spec.ServiceSpec) bool) bool {

@@ -185,8 +185,12 @@ func (r *reducer) declareServices(want *spec.Stack) error {
 	}
 	// Only now is every port of the stack as it will be.
 	for _, name := range changed {
-		if err := r.checkPorts(r.services.get(r.txn, textsKey(want.Name, name))); err != nil {
+		svc := r.services.get(r.txn, textsKey(want.Name, name))
+		if err := r.checkPorts(svc); err != nil {
 			return err
+		}
+		if ip := svc.Spec.Template.FixedAddress(); ip != "" && svc.Replicas > 1 {
+			return spec.Invalidf("service %s is scaled to %d, and its address %s can be that of one task: scale it to 1 first, or set its replicas", svc.Key(), svc.Replicas, ip)
 		}
 	}
 	return nil

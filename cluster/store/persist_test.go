@@ -47,6 +47,14 @@ func history(t *testing.T) *harness {
 	h.must(putStack(web("old", 81)))
 	h.must(Command{RemoveStack: &RemoveStack{Name: "old"}})
 	h.must(Command{RemoveVolumes: &RemoveVolumes{Names: []string{"old_data"}}})
+	six := h.s.Snapshot().NetworkNamed("shop_six").ID
+	task := h.task("n1", 3, "10.1.0.4/24")
+	task.Addresses = append(task.Addresses, spec.Address{Network: six, IP: "10.7.1.2/16", IP6: "fd00::2/64", MAC: "02:58:0a:07:01:02"})
+	h.mustPart(spec.Part{
+		Networks: []spec.NetworkNumbers{{ID: six, Subnet: "10.7.0.0/16", Gateway: "10.7.0.9", VNI: 9, Subnet6: "fd00::/64", Gateway6: "fd00::1"}},
+		Create:   []spec.Task{task},
+		Service:  &spec.ServiceChange{Stack: "shop", Name: "all", VIPs: &[]spec.ServiceVIP{{Network: six, Address: "10.7.1.3", Address6: "fd00::3"}}},
+	})
 	n := h.s.Snapshot()
 	for _, x := range n.tables.list() {
 		if x.count(n.read()) == 0 {
@@ -54,6 +62,13 @@ func history(t *testing.T) *harness {
 		}
 	}
 	return h
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // The snapshots of all formats that ever landed must load, be written back as
@@ -77,10 +92,10 @@ func TestGoldenSnapshots(t *testing.T) {
 				t.Fatal(err)
 			}
 			n := s.Snapshot()
-			if n.ClusterID() != "c1" || n.Index() == 0 || n.Stack("shop").Revision != 2 || len(n.Tasks()) != 2 || n.Format() != format ||
+			if n.ClusterID() != "c1" || n.Index() == 0 || n.Stack("shop").Revision != 2 || len(n.Tasks()) != 2+b2i(format >= 4) || n.Format() != format ||
 				n.Task(n.TasksOn("n1")[0].ID).Status.Attempts[0].ExitCode != 137 || (n.Authority() != nil) != (format >= 2) ||
 				len(n.Service("shop", "web").VIPs) != min(1, max(0, format-2)) || n.Node("n1").Info.MTU != 1450*min(1, max(0, format-2)) ||
-				(n.NetworkNamed("shop_six") != nil) != (format >= 4) {
+				format >= 4 && (n.NetworkNamed("shop_six").Subnet6 == "" || n.TasksAt(n.NetworkNamed("shop_six").ID)[0].Addresses[1].IP6 == "") {
 				t.Errorf("the state was read wrongly:\n%s", dump(t, n))
 			}
 			if d := cmp.Diff(string(golden), dump(t, n)); d != "" {
@@ -134,6 +149,8 @@ func TestFormatRatchet(t *testing.T) {
 	}
 	six := web("six", 81)
 	six.Networks["six"] = spec.NetworkSpec{Driver: spec.DriverOverlay, IPv6: &spec.Pool{}}
+	gives := func(p spec.Part) Command { return Command{ApplyPlan: &ApplyPlan{Epoch: 1, Parts: []spec.Part{p}}} }
+	address := []spec.Address{{Network: "1-1", IP: "10.1.0.9/24", IP6: "fd00::9/64"}}
 	latest := []Command{
 		putStack(six),
 		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) {
@@ -143,6 +160,15 @@ func TestFormatRatchet(t *testing.T) {
 			s.Template.Networks = []spec.Attachment{{Network: "default", IP: "10.1.0.8"}}
 		})),
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 4, Subnets: "10.0.0.0/16"}}}}},
+		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Ports[0].HostIP = "0.0.0.0" })),
+	}
+	for _, p := range []spec.Part{
+		{Networks: []spec.NetworkNumbers{{ID: "1-1", Subnet6: "fd00::/64"}}}, {Create: []spec.Task{{Addresses: address}}},
+		{Change: []spec.TaskChange{{Task: "1-9", Addresses: address}}}, vips("shop", spec.ServiceVIP{Network: "1-1", Address: "10.1.0.9", Address6: "fd00::9"}),
+	} {
+		if c := gives(p); c.NeedsFormat() != AddressFormat {
+			t.Errorf("%+v needs format %d", p, c.NeedsFormat())
+		}
 	}
 	for _, c := range newer {
 		if got := c.NeedsFormat(); got != 2 {

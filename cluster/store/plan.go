@@ -3,6 +3,7 @@ package store
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"wherry.dev/spec"
 )
@@ -113,6 +114,7 @@ func (w *part) numberNetworks(p *spec.Part) error {
 		}
 		next := *row
 		next.Subnet, next.Gateway, next.VNI, next.Version = n.Subnet, n.Gateway, n.VNI, w.index
+		next.Subnet6, next.Gateway6 = n.Subnet6, n.Gateway6
 		put(w.reducer, &w.networks, next)
 	}
 	return nil
@@ -121,12 +123,15 @@ func (w *part) numberNetworks(p *spec.Part) error {
 // checkNumbers refuses a subnet or VNI that another network has: two plans from
 // one snapshot may have chosen the same.
 func (w *part) checkNumbers(row *spec.Network, n spec.NetworkNumbers) error {
-	subnet, err := netip.ParsePrefix(n.Subnet)
+	subnet, err := checkSubnet(row, n.Subnet, n.Gateway)
 	if err != nil {
-		return spec.Invalidf("network %s: the subnet %q is none", row.Name, n.Subnet)
+		return err
 	}
-	if _, err := netip.ParseAddr(n.Gateway); err != nil {
-		return spec.Invalidf("network %s: the gateway %q is no address", row.Name, n.Gateway)
+	var subnet6 netip.Prefix // invalid, and overlaps nothing, where there is none
+	if n.Subnet6 != "" || n.Gateway6 != "" {
+		if subnet6, err = checkSubnet(row, n.Subnet6, n.Gateway6); err != nil {
+			return err
+		}
 	}
 	for other := range w.networks.all(w.txn) {
 		if other.ID == row.ID {
@@ -135,11 +140,25 @@ func (w *part) checkNumbers(row *spec.Network, n spec.NetworkNumbers) error {
 		if taken, err := netip.ParsePrefix(other.Subnet); err == nil && taken.Overlaps(subnet) {
 			return spec.Conflictf("network %s: the subnet %s overlaps %s of network %s", row.Name, subnet, taken, other.Name)
 		}
+		if taken, err := netip.ParsePrefix(other.Subnet6); err == nil && taken.Overlaps(subnet6) {
+			return spec.Conflictf("network %s: the subnet %s overlaps %s of network %s", row.Name, subnet6, taken, other.Name)
+		}
 		if n.VNI != 0 && other.VNI == n.VNI {
 			return spec.Conflictf("network %s: the VNI %d is that of network %s", row.Name, n.VNI, other.Name)
 		}
 	}
 	return nil
+}
+
+func checkSubnet(row *spec.Network, subnet, gateway string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(subnet)
+	if err != nil {
+		return p, spec.Invalidf("network %s: the subnet %q is none", row.Name, subnet)
+	}
+	if _, err := netip.ParseAddr(gateway); err != nil {
+		return p, spec.Invalidf("network %s: the gateway %q is no address", row.Name, gateway)
+	}
+	return p, nil
 }
 
 func (w *part) createVolumes(p *spec.Part) error {
@@ -243,12 +262,17 @@ func (w *part) checkVIPs(s *spec.Service) error {
 			return spec.Invalidf("service %s has two virtual addresses on network %s", s.Key(), n.Name)
 		}
 		on[v.Network] = true
-		value := vipValue(v)
-		if value == nil {
-			return spec.Invalidf("network %s: %q is no address without a prefix length", n.Name, v.Address)
-		}
-		if err := w.checkFree(n, v.Address, value, "", s.Key()); err != nil {
-			return err
+		for i, address := range []string{v.Address, v.Address6} {
+			if i > 0 && address == "" {
+				continue
+			}
+			value := vipValue(v.Network, address)
+			if value == nil || i > 0 && !strings.Contains(address, ":") {
+				return spec.Invalidf("network %s: %q is no %s without a prefix length", n.Name, address, [...]string{"address", "IPv6 address"}[i])
+			}
+			if err := w.checkFree(n, address, value, "", s.Key()); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

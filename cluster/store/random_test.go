@@ -54,7 +54,7 @@ func (g *generator) command(step int) Command {
 	}
 	switch k := g.IntN(100); {
 	case k < 2:
-		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: g.n.Incarnation() + g.Uint64N(2), Format: pick(g, 0, 1, 2, 3)}
+		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: g.n.Incarnation() + g.Uint64N(2), Format: pick(g, 0, 1, 2, 3, 4)}
 	case k < 22:
 		c.PutStack = g.putStack()
 	case k < 27:
@@ -102,7 +102,7 @@ func (g *generator) putStack() *PutStack {
 	s := spec.Stack{Name: g.stack(), Services: map[string]spec.ServiceSpec{}, Networks: map[string]spec.NetworkSpec{}, Volumes: map[string]spec.VolumeSpec{}}
 	for _, name := range []string{"net", "back"} {
 		if g.maybe(70) {
-			s.Networks[name] = spec.NetworkSpec{Driver: pick(g, spec.DriverOverlay, spec.DriverBridge), External: g.maybe(5), Name: pick(g, "", "", "", "", "shared")}
+			s.Networks[name] = spec.NetworkSpec{Driver: pick(g, spec.DriverOverlay, spec.DriverBridge), External: g.maybe(5), Name: pick(g, "", "", "", "", "shared"), IPv6: pick(g, nil, nil, &spec.Pool{})}
 		}
 	}
 	for _, name := range []string{"v", "w"} {
@@ -125,7 +125,7 @@ func (g *generator) serviceSpec(s *spec.Stack) spec.ServiceSpec {
 	}
 	for _, n := range []string{"net", "back"} {
 		if _, ok := s.Networks[n]; ok && g.maybe(70) || g.maybe(2) {
-			svc.Template.Networks = append(svc.Template.Networks, spec.Attachment{Network: n})
+			svc.Template.Networks = append(svc.Template.Networks, spec.Attachment{Network: n, IP: pick(g, "", "", "", "10.1.0.3")})
 		}
 	}
 	if _, ok := s.Volumes["v"]; ok && g.maybe(50) {
@@ -151,7 +151,11 @@ func (g *generator) part() spec.Part {
 	}
 	if net != nil && g.maybe(20) {
 		i := g.IntN(6)
-		p.Networks = append(p.Networks, spec.NetworkNumbers{ID: net.ID, Subnet: fmt.Sprintf("10.%d.0.0/24", i), Gateway: fmt.Sprintf("10.%d.0.1", i), VNI: uint32(i)})
+		n := spec.NetworkNumbers{ID: net.ID, Subnet: fmt.Sprintf("10.%d.0.0/24", i), Gateway: fmt.Sprintf("10.%d.0.1", i), VNI: uint32(i)}
+		if i := g.IntN(6); g.maybe(50) {
+			n.Subnet6, n.Gateway6 = fmt.Sprintf("fd00:%d::/64", i), fmt.Sprintf("fd00:%d::1", i)
+		}
+		p.Networks = append(p.Networks, n)
 	}
 	if g.maybe(10) {
 		p.Volumes = append(p.Volumes, spec.Volume{Stack: g.stack(), Name: fmt.Sprint("anon", g.IntN(20)), Anonymous: true, Service: g.service(), Slot: "1"})
@@ -163,6 +167,9 @@ func (g *generator) part() spec.Part {
 		t := spec.Task{Stack: svc.Stack, Service: svc.Name, Slot: g.IntN(4), Revision: svc.Revision, Node: g.node()}
 		if net != nil && g.maybe(70) {
 			t.Addresses = []spec.Address{{Network: net.ID, IP: fmt.Sprintf("10.1.0.%d/24", g.IntN(12))}}
+			if g.maybe(40) {
+				t.Addresses[0].IP6 = fmt.Sprintf("fd00::%d/64", g.IntN(12))
+			}
 		}
 		if vol != nil && g.maybe(40) {
 			t.Volumes = []spec.VolumeBinding{{Target: "/v", Name: vol.Name}}
@@ -181,7 +188,11 @@ func (g *generator) part() spec.Part {
 	if svc != nil && g.maybe(20) {
 		p.Service = &spec.ServiceChange{Stack: svc.Stack, Name: svc.Name, Update: &spec.UpdateStatus{State: spec.UpdateUpdating}}
 		if net != nil && g.maybe(50) {
-			p.Service.VIPs = &[]spec.ServiceVIP{{Network: net.ID, Address: fmt.Sprintf("10.1.0.%d", g.IntN(12))}}
+			vip := spec.ServiceVIP{Network: net.ID, Address: fmt.Sprintf("10.1.0.%d", g.IntN(12))}
+			if g.maybe(40) {
+				vip.Address6 = fmt.Sprintf("fd00::%d", g.IntN(12))
+			}
+			p.Service.VIPs = &[]spec.ServiceVIP{vip}
 		}
 		for _, port := range svc.Spec.Ports {
 			if port.Published == 0 {
@@ -208,7 +219,7 @@ func (g *generator) part() spec.Part {
 func (g *generator) report() spec.Report {
 	r := spec.Report{Node: g.node()}
 	if g.maybe(10) {
-		r.Info = &spec.NodeInfo{OS: "linux", Memory: int64(g.IntN(3)), MTU: pick(g, 0, 0, 0, 1500)}
+		r.Info = &spec.NodeInfo{OS: "linux", Memory: int64(g.IntN(3)), MTU: pick(g, 0, 0, 0, 1500), Subnets: pick(g, "", "", "10.0.0.0/16")}
 	}
 	if g.maybe(10) {
 		ports := make([]spec.PortStatus, g.IntN(3))
@@ -340,11 +351,18 @@ func checkInvariants(t *testing.T, old, n *Snapshot) {
 			if n.Network(a.Network) == nil {
 				t.Errorf("task %s is on a network that is gone", task.ID)
 			}
-			key := string(a.Network) + a.IP
-			if other := held[key]; other != "" {
-				t.Errorf("tasks %s and %s have address %s", other, task.ID, key)
+			if a.IP6 != "" && n.Format() < AddressFormat {
+				t.Errorf("task %s has %+v in format %d", task.ID, a, n.Format())
 			}
-			held[key] = task.ID
+			for _, ip := range []string{a.IP, a.IP6} {
+				key := string(a.Network) + ip
+				if other := held[key]; other != "" {
+					t.Errorf("tasks %s and %s have address %s", other, task.ID, key)
+				}
+				if ip != "" {
+					held[key] = task.ID
+				}
+			}
 		}
 		for _, b := range task.Volumes {
 			if v := n.Volume(b.ID); v == nil && !task.Status.State.Terminal() || v != nil && v.Name != b.Name {
@@ -358,11 +376,18 @@ func checkInvariants(t *testing.T, old, n *Snapshot) {
 			if n.Network(v.Network) == nil || n.Format() < 3 {
 				t.Errorf("service %s has %+v in format %d", s.Key(), v, n.Format())
 			}
-			key := string(v.Network) + v.Address + "/24"
-			if other := held[key]; other != "" {
-				t.Errorf("service %s and %s have address %s", s.Key(), other, key)
+			for _, ip := range []string{v.Address + "/24", v.Address6 + "/64"} {
+				key := string(v.Network) + ip
+				if other := held[key]; other != "" {
+					t.Errorf("service %s and %s have address %s", s.Key(), other, key)
+				}
+				if ip != "/64" {
+					held[key] = spec.TaskID(s.Key())
+				}
 			}
-			held[key] = spec.TaskID(s.Key())
+		}
+		if ip := s.Spec.Template.FixedAddress(); ip != "" && s.Spec.Mode == spec.Replicated && s.Replicas > 1 {
+			t.Errorf("service %s has the address %s and %d replicas", s.Key(), ip, s.Replicas)
 		}
 		if n.Stack(s.Stack) == nil || n.Revision(s.Revision) == nil || spec.HashTemplate(s.Stack, s.Name, &s.Spec.Template) != s.Revision {
 			t.Errorf("service %s stands on nothing", s.Key())
@@ -380,6 +405,14 @@ func checkInvariants(t *testing.T, old, n *Snapshot) {
 	for _, v := range n.Volumes() {
 		if v.Removing && slices.ContainsFunc(v.Homes, func(id spec.NodeID) bool { return n.Node(id) == nil }) {
 			t.Errorf("volume %s waits for nodes that are gone: %v", v.Name, v.Homes)
+		}
+	}
+	nets := n.Networks()
+	for i, a := range nets {
+		for _, b := range nets[:i] {
+			if a.Subnet != "" && a.Subnet == b.Subnet || a.Subnet6 != "" && a.Subnet6 == b.Subnet6 {
+				t.Errorf("networks %+v and %+v overlap", a, b)
+			}
 		}
 	}
 	managers, names := 0, map[string]bool{}

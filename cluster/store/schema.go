@@ -44,10 +44,10 @@ const (
 	byStack    = "stack"    // networks, volumes: owning stack
 	byService  = "service"  // tasks: stack and service
 	byNode     = "node"     // tasks
-	byAddress  = "address"  // tasks: network and IP
+	byAddress  = "address"  // tasks: network and IP, of either family
 	byVolume   = "volume"   // tasks: volumes that are bound
 	byPort     = "port"     // services: published port and protocol
-	byVIP      = "vip"      // services: network and virtual IP
+	byVIP      = "vip"      // services: network and virtual IP, of either family
 	byContent  = "content"  // stack revisions, volumes, revisions: contents they refer to
 	bySeq      = "seq"      // requests
 	byRemoving = "removing" // volumes that are being removed
@@ -149,6 +149,9 @@ func taskAddressValues(t *spec.Task) [][]byte {
 		if v := addressValue(a.Network, a.IP); v != nil {
 			values = append(values, v)
 		}
+		if v := addressValue(a.Network, a.IP6); v != nil {
+			values = append(values, v)
+		}
 	}
 	return values
 }
@@ -165,9 +168,9 @@ func addressValue(network spec.NetworkID, ip string) []byte {
 }
 
 // vipValue is the same place for a virtual address, which has no prefix length.
-func vipValue(v *spec.ServiceVIP) []byte {
-	k := idKey(v.Network)
-	ip, err := netip.ParseAddr(v.Address)
+func vipValue(network spec.NetworkID, address string) []byte {
+	k := idKey(network)
+	ip, err := netip.ParseAddr(address)
 	if err != nil || k == nil {
 		return nil
 	}
@@ -181,9 +184,11 @@ func appendIP(k []byte, ip netip.Addr) []byte {
 
 func vipValues(s *spec.Service) [][]byte {
 	var values [][]byte
-	for i := range s.VIPs {
-		if v := vipValue(&s.VIPs[i]); v != nil {
-			values = append(values, v)
+	for _, v := range s.VIPs {
+		for _, address := range []string{v.Address, v.Address6} {
+			if value := vipValue(v.Network, address); value != nil {
+				values = append(values, value)
+			}
 		}
 	}
 	return values

@@ -225,6 +225,9 @@ func (r *reducer) scaleService(c *ScaleService) error {
 	if err := checkReplicas(svc.Key(), c.Replicas); err != nil {
 		return err
 	}
+	if ip := svc.Spec.Template.FixedAddress(); ip != "" && c.Replicas > 1 {
+		return spec.Invalidf("service %s cannot be scaled to %d: its address %s can be that of one task", svc.Key(), c.Replicas, ip)
+	}
 	r.res.Revision = head.Revision
 	if svc.Replicas == c.Replicas {
 		return nil

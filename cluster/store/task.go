@@ -2,6 +2,7 @@ package store
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -200,12 +201,17 @@ func (w *part) checkAddresses(t *spec.Task) error {
 		if n == nil {
 			return spec.Conflictf("there is no network %q for a task of %s", a.Network, spec.ServiceKey(t.Stack, t.Service))
 		}
-		value := addressValue(a.Network, a.IP)
-		if value == nil {
-			return spec.Invalidf("network %s: %q is no address with a prefix length", n.Name, a.IP)
-		}
-		if err := w.checkFree(n, a.IP, value, t.ID, ""); err != nil {
-			return err
+		for i, ip := range []string{a.IP, a.IP6} {
+			if i > 0 && ip == "" {
+				continue
+			}
+			value := addressValue(a.Network, ip)
+			if value == nil || i > 0 && !strings.Contains(ip, ":") {
+				return spec.Invalidf("network %s: %q is no %s with a prefix length", n.Name, ip, [...]string{"address", "IPv6 address"}[i])
+			}
+			if err := w.checkFree(n, ip, value, t.ID, ""); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
