@@ -100,6 +100,10 @@ func (r *reducer) dispatch() {
 			return r.putContent(c.PutContent)
 		case c.RemoveVolumes != nil:
 			return r.removeVolumes(c.RemoveVolumes)
+		case c.CreateNetwork != nil:
+			return r.createNetwork(c.CreateNetwork)
+		case c.RemoveNetwork != nil:
+			return r.removeNetwork(c.RemoveNetwork)
 		case c.SetNode != nil:
 			return r.setNode(c.SetNode)
 		case c.SetRole != nil:

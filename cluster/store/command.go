@@ -26,6 +26,8 @@ import (
 //	4  addresses: NetworkSpec.IPv6, Range, Gateway, Reserved and Parent, and all
 //	   that follows from them; Attachment.IP and IP6; Port.HostIP that is all
 //	   addresses of one family; NodeInfo.Subnets; Port.First and Last
+//	   networks: CreateNetwork, RemoveNetwork, and external networks that do
+//	   not exist yet
 const Format = 4
 
 const (
@@ -34,7 +36,9 @@ const (
 	// MTUFormat is the first format in which nodes tell their MTU.
 	MTUFormat = 3
 	// AddressFormat is the first format in which networks have IPv6, fixed
-	// addresses and the networks of hosts, and nodes tell theirs.
+	// addresses and the networks of hosts, and nodes tell theirs. It is also the
+	// first one in which a network may belong to no stack, be handed from one
+	// stack to another, and be waited for.
 	AddressFormat = 4
 )
 
@@ -57,6 +61,8 @@ type Command struct {
 	ScaleService  *ScaleService  `json:"scale_service,omitempty"`  // user
 	PutContent    *PutContent    `json:"put_content,omitempty"`    // user
 	RemoveVolumes *RemoveVolumes `json:"remove_volumes,omitempty"` // user
+	CreateNetwork *CreateNetwork `json:"create_network,omitempty"` // user
+	RemoveNetwork *RemoveNetwork `json:"remove_network,omitempty"` // user
 	SetNode       *SetNode       `json:"set_node,omitempty"`       // user
 	SetRole       *SetRole       `json:"set_role,omitempty"`       // user
 	RemoveNode    *RemoveNode    `json:"remove_node,omitempty"`    // user
@@ -138,6 +144,19 @@ const MaxArchive = 4 * spec.MaxContent
 // them or, when one is unknown or in use, none.
 type RemoveVolumes struct {
 	Names []string `json:"names"`
+}
+
+// CreateNetwork makes a network that belongs to no stack. It stays until
+// RemoveNetwork.
+type CreateNetwork struct {
+	// Name in the whole cluster.
+	Name string           `json:"name"`
+	Spec spec.NetworkSpec `json:"spec"`
+}
+
+// RemoveNetwork removes a network that CreateNetwork made and no service uses.
+type RemoveNetwork struct {
+	Name string `json:"name"`
 }
 
 // SetNode changes what the user decides of a node.
@@ -239,6 +258,8 @@ func (c *Command) Kind() string {
 		{"scale_service", c.ScaleService != nil},
 		{"put_content", c.PutContent != nil},
 		{"remove_volumes", c.RemoveVolumes != nil},
+		{"create_network", c.CreateNetwork != nil},
+		{"remove_network", c.RemoveNetwork != nil},
 		{"set_node", c.SetNode != nil},
 		{"set_role", c.SetRole != nil},
 		{"remove_node", c.RemoveNode != nil},
@@ -263,7 +284,7 @@ func (c *Command) Kind() string {
 // remembered by request ID.
 func (c *Command) user() bool {
 	return c.PutStack != nil || c.RemoveStack != nil || c.ScaleService != nil ||
-		c.PutContent != nil || c.RemoveVolumes != nil || c.SetNode != nil ||
+		c.PutContent != nil || c.RemoveVolumes != nil || c.CreateNetwork != nil || c.RemoveNetwork != nil || c.SetNode != nil ||
 		c.SetRole != nil || c.RemoveNode != nil
 }
 
@@ -272,7 +293,7 @@ func (c *Command) user() bool {
 // because an older manager stops when it finds the entry in its log.
 func (c *Command) NeedsFormat() int {
 	switch {
-	case c.PutStack != nil && usesAddresses(&c.PutStack.Stack),
+	case c.PutStack != nil && usesAddresses(&c.PutStack.Stack), c.CreateNetwork != nil, c.RemoveNetwork != nil,
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, givesIPv6),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool { return r.Info != nil && r.Info.Subnets != "" }):
 		return 4

@@ -28,11 +28,12 @@ func (r *reducer) declare(want *spec.Stack) error {
 }
 
 // checkExternals names every external network and volume that is missing.
+// From AddressFormat on a network may be: the services that name it wait.
 func (r *reducer) checkExternals(want *spec.Stack) error {
 	var missing []string
 	for _, short := range slices.Sorted(maps.Keys(want.Networks)) {
 		n := want.Networks[short]
-		if !n.External {
+		if !n.External || r.meta.Format >= AddressFormat {
 			continue
 		}
 		name := n.ClusterName(want.Name, short)
@@ -72,60 +73,6 @@ func (r *reducer) checkContents(want *spec.Stack) error {
 		return spec.Conflictf("stack %s refers to contents that are not complete: %s; send them first", want.Name, strings.Join(missing, ", "))
 	}
 	return nil
-}
-
-func (r *reducer) declareNetworks(want *spec.Stack) error {
-	declared := map[string]bool{} // by cluster-wide name
-	for _, short := range slices.Sorted(maps.Keys(want.Networks)) {
-		n := want.Networks[short]
-		if n.External {
-			continue
-		}
-		name := n.ClusterName(want.Name, short)
-		if declared[name] {
-			return spec.Invalidf("stack %s declares network %s twice", want.Name, name)
-		}
-		declared[name] = true
-		if err := r.declareNetwork(want.Name, short, name, n); err != nil {
-			return err
-		}
-	}
-	for row := range r.networks.with(r.txn, byStack, textsKey(want.Name)) {
-		if !declared[row.Name] {
-			r.leaveNetwork(row)
-		}
-	}
-	return nil
-}
-
-func (r *reducer) declareNetwork(stack, short, name string, n spec.NetworkSpec) error {
-	row := r.networks.first(r.txn, byName, textKey(name))
-	switch {
-	case row == nil:
-		put(r, &r.networks, spec.Network{
-			ID: spec.NetworkID(r.newID()), Stack: stack, Short: short, Name: name, Spec: n, Version: r.index,
-		})
-		return nil
-	case row.Stack != stack && row.Gone:
-		return spec.Conflictf("network %s of stack %s has still tasks that are being stopped: try again later", name, row.Stack)
-	case row.Stack != stack:
-		return spec.Conflictf("network %s belongs to stack %s: declare it external to use it", name, row.Stack)
-	case row.Gone || row.Short != short || !same(&row.Spec, &n):
-		next := *row
-		next.Gone, next.Short, next.Spec, next.Version = false, short, n, r.index
-		put(r, &r.networks, next)
-	}
-	return nil
-}
-
-// leaveNetwork marks a network that nobody declares any more.
-func (r *reducer) leaveNetwork(row *spec.Network) {
-	if row.Gone {
-		return
-	}
-	next := *row
-	next.Gone, next.Version = true, r.index
-	put(r, &r.networks, next)
 }
 
 // declareVolumes never removes one: data outlives its declaration.

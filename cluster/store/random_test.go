@@ -54,7 +54,7 @@ func (g *generator) command(step int) Command {
 	}
 	switch k := g.IntN(100); {
 	case k < 2:
-		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: g.n.Incarnation() + g.Uint64N(2), Format: pick(g, 0, 1, 2, 3, 4)}
+		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: g.n.Incarnation() + g.Uint64N(2), Format: pick(g, 0, 1, 2, 3, 4, 4)}
 	case k < 22:
 		c.PutStack = g.putStack()
 	case k < 27:
@@ -68,7 +68,11 @@ func (g *generator) command(step int) Command {
 		c.PutContent = &PutContent{ID: pick(g, spec.ContentID("k1"), "k2"), Size: 4, Offset: off, Data: []byte("data")[off:][:g.IntN(5-off)]}
 	case k < 41:
 		c.RemoveVolumes = &RemoveVolumes{Names: []string{spec.ScopedName(g.stack(), pick(g, "v", "w"))}}
-	case k < 44:
+	case k < 42:
+		c.CreateNetwork = &CreateNetwork{Name: pick(g, "shared", "hand"), Spec: spec.NetworkSpec{Driver: spec.DriverOverlay, Internal: g.maybe(50)}}
+	case k < 43:
+		c.RemoveNetwork = &RemoveNetwork{Name: pick(g, "shared", "hand", "a_net")}
+	case k < 45:
 		c.SetNode = &SetNode{ID: g.node(), Availability: ptr(pick(g, spec.NodeActive, spec.NodeDrain, "odd")), Labels: map[string]*string{"l": pick(g, nil, ptr("1")), "m": ptr("2")}}
 	case k < 50:
 		id := g.node()
@@ -102,7 +106,7 @@ func (g *generator) putStack() *PutStack {
 	s := spec.Stack{Name: g.stack(), Services: map[string]spec.ServiceSpec{}, Networks: map[string]spec.NetworkSpec{}, Volumes: map[string]spec.VolumeSpec{}}
 	for _, name := range []string{"net", "back"} {
 		if g.maybe(70) {
-			s.Networks[name] = spec.NetworkSpec{Driver: pick(g, spec.DriverOverlay, spec.DriverBridge), External: g.maybe(5), Name: pick(g, "", "", "", "", "shared"), IPv6: pick(g, nil, nil, &spec.Pool{})}
+			s.Networks[name] = spec.NetworkSpec{Driver: pick(g, spec.DriverOverlay, spec.DriverBridge), External: g.maybe(10), Name: pick(g, "", "", "", "", "shared", "hand"), IPv6: pick(g, nil, nil, &spec.Pool{})}
 		}
 	}
 	for _, name := range []string{"v", "w"} {
@@ -290,7 +294,7 @@ func TestRandomHistories(t *testing.T) {
 			}
 		}
 	}
-	for _, kind := range []string{"put_stack", "remove_stack", "scale_service", "put_content", "set_node", "put_node", "set_node_state", "apply_plan", "reports", "bootstrap", "remove_volumes", "set_role", "remove_node", "set_authority"} {
+	for _, kind := range []string{"put_stack", "remove_stack", "scale_service", "put_content", "set_node", "put_node", "set_node_state", "apply_plan", "reports", "bootstrap", "remove_volumes", "create_network", "remove_network", "set_role", "remove_node", "set_authority"} {
 		if did[kind] == 0 && seeds > 3 {
 			t.Errorf("the histories never do %s successfully: %v", kind, did)
 		}
