@@ -234,7 +234,7 @@ func tmpfsOptions(m spec.Mount) []string {
 
 // sandbox is the network side of a task.
 func (a *Agent) sandbox(t *spec.Task, tmpl *spec.Template) spec.Sandbox {
-	s := spec.Sandbox{Task: t.ID, Name: spec.TaskName(t, a.c.NodeName), Mode: tmpl.NetworkMode, Addresses: t.Addresses, DNS: tmpl.DNS}
+	s := spec.Sandbox{Task: t.ID, Name: spec.TaskName(t, a.c.NodeName), Stack: t.Stack, Mode: tmpl.NetworkMode, Addresses: t.Addresses, DNS: tmpl.DNS}
 	for k, v := range tmpl.Sysctls {
 		if strings.HasPrefix(k, "net.") {
 			if s.Sysctls == nil {

@@ -89,7 +89,7 @@ func (h *Host) dnsTables() dnsTables {
 		if !t.ready || t.Mode != "" || len(t.Addresses) == 0 || !h.spaces.exists(id) {
 			continue
 		}
-		r := spec.Resolver{Task: id, NetNS: h.spaces.path(id)}
+		r := spec.Resolver{Task: id, NetNS: h.spaces.path(id), Stack: t.Stack}
 		outside := false
 		for _, a := range t.Addresses {
 			r.Networks = append(r.Networks, a.Network)

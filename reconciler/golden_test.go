@@ -28,6 +28,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //
 //	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, mtu, address, format, or a label
 //	put FILE | rm STACK [volumes] | scale STACK SERVICE N
+//	mknet NAME | rmnet NAME     networks of no stack
 //	plan                        make a plan, print and apply it
 //	settle                      plan and let hosts obey until nothing moves; print the plans
 //	report TASK STATE [health|REASON]    TASK is a name or an ID
@@ -212,6 +213,14 @@ func (c *cluster) do(line string) {
 		if res := c.apply(store.Command{RemoveVolumes: &store.RemoveVolumes{Names: f[1:]}}); res.Err != nil {
 			c.printf("error: %v\n", res.Err)
 		}
+	case "mknet":
+		if res := c.apply(store.Command{CreateNetwork: &store.CreateNetwork{Name: f[1], Spec: spec.NetworkSpec{Driver: spec.DriverOverlay}}}); res.Err != nil {
+			c.printf("error: %v\n", res.Err)
+		}
+	case "rmnet":
+		if res := c.apply(store.Command{RemoveNetwork: &store.RemoveNetwork{Name: f[1]}}); res.Err != nil {
+			c.printf("error: %v\n", res.Err)
+		}
 	case "lead":
 		c.since = c.now
 	case "leftovers":
@@ -229,7 +238,7 @@ func (c *cluster) do(line string) {
 		c.now = c.now.Add(d)
 	case "status":
 		st, ok := Status(c.store.Snapshot(), f[1], c.now)
-		c.printf("%s %v revision %d\n", st.State, ok, st.Revision)
+		c.printf("%s\n", strings.TrimSpace(fmt.Sprintf("%s %v revision %d %s", st.State, ok, st.Revision, st.Message)))
 		for _, s := range st.Services {
 			c.printf("  %s %d/%d %s update=%s %s\n", s.Name, s.Running, s.Desired, s.State, s.Update.State, s.Message)
 		}
@@ -519,8 +528,12 @@ func (c *cluster) printNetwork(n *spec.HostNetwork) {
 	for _, v := range n.VIPs {
 		c.printf("    vip %s of %s to %v\n", v.Address, v.Owner, v.Targets)
 	}
-	for _, x := range n.Names {
-		c.printf("    name %s %v\n", x.Name, x.Addresses)
+	for i, x := range n.Names {
+		of := "" // told where it tells two of them apart
+		if i > 0 && n.Names[i-1].Name == x.Name || i+1 < len(n.Names) && n.Names[i+1].Name == x.Name {
+			of = " of " + x.Stack
+		}
+		c.printf("    name %s%s %v\n", x.Name, of, x.Addresses)
 	}
 	for _, p := range n.Ports {
 		c.printf("    port %s:%d/%s of %s to %v\n", p.HostIP, p.Port, p.Protocol, p.Owner, p.Targets)

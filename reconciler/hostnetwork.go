@@ -294,36 +294,42 @@ func vipOn(svc *spec.Service, network spec.NetworkID) (netip.Addr, bool) {
 // that task as soon as it runs: the members of a cluster have to find each
 // other in order to become ready.
 func (n *hostNetwork) fillNames(all []end, vips map[string]virtual) {
-	table := map[string]*nameEntry{}
+	table := names{}
 	for _, v := range vips {
-		addName(table, v.Name, v.ip)
-		addName(table, spec.ScopedName(v.Stack, v.Name), v.ip)
+		table.add(v.Stack, v.Name, v.ip)
+		table.add(v.Stack, spec.ScopedName(v.Stack, v.Name), v.ip)
 		for i, a := range n.attachments(v.Stack, &v.Spec.Template) {
 			if a.net != nil && a.net.ID == n.Network.ID {
-				addNames(table, v.Spec.Template.Networks[i].Aliases, v.ip)
+				table.addAll(v.Stack, v.Spec.Template.Networks[i].Aliases, v.ip)
 			}
 		}
 	}
 	for _, e := range all {
+		var aliases []string
+		if tmpl := n.template(e.Revision); tmpl != nil && e.at < len(tmpl.Networks) { // addresses are in the order of the attachments
+			aliases = tmpl.Networks[e.at].Aliases
+		}
+		if isPlaced(e.Task) {
+			table.claim(e.Stack, e.Service, "tasks."+e.Service)
+			table.claim(e.Stack, aliases...)
+		}
 		if e.Desired != spec.DesiredRunning || e.Status.State != spec.TaskRunning || !n.alive(e.Task) {
 			continue
 		}
-		addName(table, n.taskName(e.Task), e.ip)
+		table.add(e.Stack, n.taskName(e.Task), e.ip)
 		if !e.Ready() {
 			continue
 		}
-		addName(table, "tasks."+e.Service, e.ip)
+		table.add(e.Stack, "tasks."+e.Service, e.ip)
 		to := e.ip
 		if v, ok := vips[e.key]; ok {
 			to = v.ip
 		}
-		addName(table, e.Service, to)
-		addName(table, spec.ScopedName(e.Stack, e.Service), to)
-		if tmpl := n.template(e.Revision); tmpl != nil && e.at < len(tmpl.Networks) { // addresses are in the order of the attachments
-			addNames(table, tmpl.Networks[e.at].Aliases, to)
-		}
+		table.add(e.Stack, e.Service, to)
+		table.add(e.Stack, spec.ScopedName(e.Stack, e.Service), to)
+		table.addAll(e.Stack, aliases, to)
 	}
-	n.Names = sortedNames(table)
+	n.Names = table.sorted()
 }
 
 // fillPorts completes the published ports by the ready tasks behind them.
@@ -340,24 +346,6 @@ func (n *hostNetwork) fillPorts(ready map[string][]end) {
 	slices.SortFunc(n.Ports, func(a, b spec.PublishedPort) int {
 		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostIP, b.HostIP), cmp.Compare(a.Owner, b.Owner))
 	})
-}
-
-// nameEntry collects the addresses of one name.
-type nameEntry struct{ ips []netip.Addr }
-
-func addName(table map[string]*nameEntry, name string, ip netip.Addr) {
-	e := table[name]
-	if e == nil {
-		e = &nameEntry{}
-		table[name] = e
-	}
-	e.ips = append(e.ips, ip)
-}
-
-func addNames(table map[string]*nameEntry, names []string, ip netip.Addr) {
-	for _, name := range names {
-		addName(table, name, ip)
-	}
 }
 
 func compareIPs(a, b netip.Addr) int { return a.Compare(b) }

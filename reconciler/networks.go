@@ -18,11 +18,17 @@ import (
 func (p *planner) numberNetworks() {
 	taken := map[spec.NetworkID]*spec.Network{} // networks with the numbers that count as used
 	var todo []*spec.Network
+	var wanted map[spec.NetworkID]bool // when it is asked for
 	for _, n := range p.snap.Networks() {
 		taken[n.ID] = n // also of one that is to be renumbered: it may keep them yet
 		if p.keepsNumbers(n) {
 			p.numbered[n.ID] = n
-		} else if !n.Gone {
+			continue
+		}
+		if n.Gone && wanted == nil {
+			wanted = p.wantedNetworks()
+		}
+		if !n.Gone || wanted[n.ID] {
 			todo = append(todo, n)
 		}
 	}

@@ -173,10 +173,10 @@ func (s *pass) missing() string {
 	if why := s.copiesGone(); why != "" {
 		return why
 	}
+	if why := s.missingNetwork(); why != "" {
+		return why
+	}
 	for _, a := range s.nets {
-		if a.net == nil {
-			return "network " + a.name + " does not exist"
-		}
 		if s.numbered[a.net.ID] == nil {
 			return s.troubles[a.net.ID]
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"wherry.dev/cluster/store"
@@ -224,6 +225,11 @@ func (v *rehearsal) notes() []string {
 		}
 		if after != nil && !after.Removing && !still {
 			out = append(out, "volume "+x.Name+" is not declared any more; its data is kept until it is removed with \"volume rm\"")
+		}
+	}
+	for _, x := range v.before.snap.Networks() {
+		if users := v.after.usersOf(x.ID); x.Stack == v.stack && !x.Gone && len(users) > 0 && v.after.snap.Network(x.ID).Gone {
+			out = append(out, "network "+x.Name+" stays as long as other stacks use it: "+strings.Join(users, ", "))
 		}
 	}
 	for _, svc := range v.after.services {

@@ -43,14 +43,7 @@ func (p *planner) reapNetworks() {
 	if len(gone) == 0 {
 		return
 	}
-	wanted := map[spec.NetworkID]bool{}
-	for _, svc := range p.services {
-		for _, a := range p.attachments(svc.Stack, &svc.Spec.Template) {
-			if a.net != nil {
-				wanted[a.net.ID] = true
-			}
-		}
-	}
+	wanted := p.wantedNetworks()
 	for _, n := range gone {
 		if wanted[n.ID] || slices.ContainsFunc(p.byNet[n.ID], func(t *spec.Task) bool { return p.holdsAddress(t) && !p.reaped[t.ID] }) {
 			continue

@@ -501,6 +501,9 @@ func (s *pass) nodeRoom(pl *place) string {
 // given back its own.
 func (s *pass) addressRoom(old *spec.Task) string {
 	for _, a := range s.nets {
+		if a.net == nil || s.numbered[a.net.ID] == nil {
+			continue // missing says so
+		}
 		if old != nil && slices.ContainsFunc(old.Addresses, func(x spec.Address) bool { return x.Network == a.net.ID }) {
 			continue
 		}

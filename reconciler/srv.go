@@ -15,13 +15,13 @@ import (
 // that are on the network.
 func (v *view) describeNames(n *spec.HostNetwork, tasks []*spec.Task) {
 	behind := map[string][]netip.Addr{} // addresses of tasks and services, by key of the service
-	own := map[string]bool{}
+	own := map[nameOf]bool{}
 	for _, x := range n.VIPs {
 		if ip, err := netip.ParseAddr(x.Address); err == nil {
 			behind[x.Owner] = append(behind[x.Owner], ip)
 		}
 		stack, service, _ := spec.SplitServiceKey(x.Owner)
-		own[service], own[spec.ScopedName(stack, service)] = true, true
+		own[nameOf{service, stack}], own[nameOf{spec.ScopedName(stack, service), stack}] = true, true
 	}
 	for _, t := range tasks {
 		if t.Status.State != spec.TaskRunning {
@@ -30,12 +30,12 @@ func (v *view) describeNames(n *spec.HostNetwork, tasks []*spec.Task) {
 		for _, a := range t.Addresses {
 			if ip, ok := ipOf(a); ok && a.Network == n.Network.ID {
 				behind[serviceKey(t)] = append(behind[serviceKey(t)], ip)
-				own[v.taskName(t)] = true
+				own[nameOf{v.taskName(t), t.Stack}] = true
 			}
 		}
 	}
 	for i := range n.Names {
-		n.Names[i].Reverse = own[n.Names[i].Name]
+		n.Names[i].Reverse = own[nameOf{n.Names[i].Name, n.Names[i].Stack}]
 	}
 	ports := map[portKey][]netip.Addr{}
 	for key, ips := range behind {

@@ -28,6 +28,8 @@ type StackStatus struct {
 	Revision uint64          `json:"revision"`
 	Version  uint64          `json:"version"`
 	Services []ServiceStatus `json:"services"` // by name
+	// Message says what keeps a stack without services from being as declared.
+	Message string `json:"message,omitempty"`
 }
 
 // ServiceStatus says where a service stands.
@@ -66,6 +68,9 @@ func Status(s *store.Snapshot, stack string, now time.Time) (st StackStatus, ok 
 		st.Services = append(st.Services, one)
 		st.State = worse(st.State, one.State)
 		want += one.Desired
+	}
+	if len(st.Services) == 0 {
+		st.State, st.Message = p.networksReady(stack)
 	}
 	if want == 0 && len(st.Services) > 0 && st.State == StateRunning {
 		st.State = StateStopped
@@ -124,6 +129,10 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 	}
 	if svc.Spec.Mode != spec.Global && svc.Replicas == 0 {
 		out.State, out.Message = s.scaledToZero()
+		return out
+	}
+	if why := s.missingNetwork(); why != "" { // a person has to act
+		out.State, out.Message = StateFailed, why
 		return out
 	}
 	out.State = [...]string{StateRunning, StateUpdating, StateDegraded, StateFailed}[worst.rank]

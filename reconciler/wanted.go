@@ -1,7 +1,6 @@
 package reconciler
 
 import (
-	"cmp"
 	"slices"
 
 	"wherry.dev/cluster/store"
@@ -64,20 +63,4 @@ func wantedTasks(s *store.Snapshot, node spec.NodeID) spec.Wanted {
 
 func clock(s *store.Snapshot) spec.Clock {
 	return spec.Clock{Incarnation: s.Incarnation(), Index: s.Index()}
-}
-
-// sortedNames turns a set of names into the sorted list of a document.
-func sortedNames(in map[string]*nameEntry) []spec.Name {
-	out := make([]spec.Name, 0, len(in))
-	for name, e := range in {
-		slices.SortFunc(e.ips, compareIPs)
-		e.ips = slices.Compact(e.ips)
-		n := spec.Name{Name: name}
-		for _, ip := range e.ips {
-			n.Addresses = append(n.Addresses, ip.String())
-		}
-		out = append(out, n)
-	}
-	slices.SortFunc(out, func(a, b spec.Name) int { return cmp.Compare(a.Name, b.Name) })
-	return out
 }

@@ -6,6 +6,8 @@ type Sandbox struct {
 	Task TaskID `json:"task"`
 	// Name of the task, for logs.
 	Name string `json:"name"`
+	// Stack of the task, whose own names come first.
+	Stack string `json:"stack,omitempty"`
 	// Mode is Template.NetworkMode: "" or "none" (own namespace), "host".
 	Mode string `json:"mode,omitempty"`
 	// Addresses of the task. The first whose network is not internal holds the
@@ -23,8 +25,10 @@ type Resolver struct {
 	Task TaskID `json:"task"`
 	// NetNS is the path of the namespace.
 	NetNS string `json:"netns"`
-	// Networks whose names it answers, in order of preference.
+	// Networks whose names it answers, in order of preference. A name of Stack is
+	// preferred on any of them.
 	Networks []NetworkID `json:"networks"`
+	Stack    string      `json:"stack,omitempty"`
 	// Upstream servers ("address" or "address:port") for all other names; empty
 	// is those of the host.
 	Upstream []string `json:"upstream,omitempty"`

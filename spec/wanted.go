@@ -56,7 +56,7 @@ type HostNetwork struct {
 	Remote []RemoteEndpoint `json:"remote,omitempty"`
 	// VIPs of services on the network, by address.
 	VIPs []VIP `json:"vips,omitempty"`
-	// Names that resolve on this network, sorted, each with at least one address.
+	// Names that resolve on this network, sorted by name and stack.
 	Names []Name `json:"names,omitempty"`
 	// NamedPorts of services on the network, by name, protocol and port.
 	NamedPorts []NamedPort `json:"named_ports,omitempty"`
@@ -111,9 +111,15 @@ type VIP struct {
 // assigned 4789, which Swarm takes on the same hosts, with the same identifiers.
 const VXLANPort = 4478
 
-// Name is one DNS name and the addresses it answers with, sorted.
+// Name is one DNS name and the addresses it answers with, sorted. On a network
+// that several stacks are on each has an entry of its own for a name that they
+// share: tasks of a stack get the answer of their own, all others get both.
 type Name struct {
-	Name      string   `json:"name"`
+	Name string `json:"name"`
+	// Stack whose service or task is called so.
+	Stack string `json:"stack,omitempty"`
+	// Addresses; none where another stack has the name too, lest that answers
+	// while nothing of this one does.
 	Addresses []string `json:"addresses"`
 	// Reverse: reverse lookups of Addresses answer with this name rather than
 	// with another one.

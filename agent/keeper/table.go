@@ -15,6 +15,8 @@ type zone struct {
 	// names by lower-case name without trailing dot. An entry without
 	// addresses is a name of the cluster that nothing answers for right now.
 	names map[string]addresses
+	// own are the names of each stack that has some here, likewise.
+	own map[string]map[string]addresses
 	// owners are the names that reverse lookups answer with.
 	owners map[netip.Addr]string
 	// reverse are the names that tasks and services are called by, as opposed
@@ -50,11 +52,22 @@ func (a *addresses) merge(b addresses) {
 	}
 }
 
+// mergeInto adds a to the addresses of a name.
+func mergeInto(names map[string]addresses, key string, a addresses) {
+	if old, ok := names[key]; ok {
+		old.v4, old.v6 = slices.Clip(old.v4), slices.Clip(old.v6) // another map may have them too
+		old.merge(a)
+		a = old
+	}
+	names[key] = a
+}
+
 // newZone builds a zone. Addresses that do not parse are left out: a bad entry
 // must not cost the good ones.
 func newZone(t spec.NameTable) *zone {
 	z := &zone{
 		names:   make(map[string]addresses, len(t.Names)),
+		own:     make(map[string]map[string]addresses),
 		owners:  make(map[netip.Addr]string),
 		reverse: make(map[string]bool),
 		ports:   make(map[portName]map[netip.Addr][]uint16),
@@ -67,7 +80,7 @@ func newZone(t spec.NameTable) *zone {
 		if n.Reverse {
 			z.reverse[key] = true
 		}
-		a := z.names[key]
+		var a addresses
 		for _, s := range n.Addresses {
 			ip, ok := parseAddress(s)
 			if !ok {
@@ -75,7 +88,13 @@ func newZone(t spec.NameTable) *zone {
 			}
 			a.add(ip)
 		}
-		z.names[key] = a
+		if n.Stack != "" {
+			if z.own[n.Stack] == nil {
+				z.own[n.Stack] = make(map[string]addresses)
+			}
+			mergeInto(z.own[n.Stack], key, a)
+		}
+		mergeInto(z.names, key, a)
 	}
 	for name, a := range z.names {
 		for _, ips := range [][]netip.Addr{a.v4, a.v6} {
@@ -157,6 +176,8 @@ func newZones(tables []spec.NameTable) zones {
 // view is what one resolver may see: it is immutable and replaced as a whole.
 type view struct {
 	zones []*zone
+	// stack whose names come first.
+	stack string
 	// upstream servers; empty is what the host's resolv.conf names.
 	upstream []netip.AddrPort
 	// isolated: nobody is asked outside.
@@ -164,7 +185,7 @@ type view struct {
 }
 
 func (zs zones) view(r spec.Resolver) *view {
-	v := &view{isolated: r.Isolated}
+	v := &view{isolated: r.Isolated, stack: r.Stack}
 	for _, n := range r.Networks {
 		if z := zs[n]; z != nil {
 			v.zones = append(v.zones, z)
@@ -187,12 +208,20 @@ func parseServer(s string) (netip.AddrPort, bool) {
 	return ap, err == nil
 }
 
-// lookup finds a canonical name. The first network that knows it wins; one on
-// which it has addresses is preferred to one on which it is known without. z is
-// the network that a is from, nil when there are no addresses.
+// lookup finds a canonical name. A name of the own stack is preferred on
+// whatever network, then the first network that knows it wins; one on which it
+// has addresses is preferred to one on which it is known without. z is the
+// network that a is from, nil when there are no addresses.
 func (v *view) lookup(name string) (a addresses, z *zone, known bool) {
+	if a, z, known = v.find(name, func(z *zone) map[string]addresses { return z.own[v.stack] }); known {
+		return a, z, true
+	}
+	return v.find(name, func(z *zone) map[string]addresses { return z.names })
+}
+
+func (v *view) find(name string, in func(*zone) map[string]addresses) (a addresses, z *zone, known bool) {
 	for _, z := range v.zones {
-		b, ok := z.names[name]
+		b, ok := in(z)[name]
 		if !ok {
 			continue
 		}

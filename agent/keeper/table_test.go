@@ -248,3 +248,40 @@ func FuzzRespond(f *testing.F) {
 		}
 	})
 }
+
+// TestOwnNames: of a name that several stacks have, on one network or on two,
+// a task gets what its own stack calls so, or what all others do.
+func TestOwnNames(t *testing.T) {
+	of := func(stack string, n spec.Name) spec.Name {
+		n.Stack = stack
+		return n
+	}
+	zs := newZones([]spec.NameTable{
+		{Network: "edge", Names: []spec.Name{
+			of("blog", name("web", "10.0.1.2")), of("shop", name("web", "10.0.1.3")),
+			of("blog", name("db", "10.0.1.4")),
+			of("blog", name("api", "10.0.1.5")), of("shop", name("api")), // nothing of it is ready
+			of("blog", name("blog_web", "10.0.1.2")), of("shop", name("shop_web", "10.0.1.3")),
+		}},
+		{Network: "shop", Names: []spec.Name{of("shop", name("db", "10.0.2.4"))}},
+	})
+	for _, x := range []struct{ stack, question, want string }{
+		{"shop", "web. A", "NOERROR 10.0.1.3"},
+		{"blog", "web. A", "NOERROR 10.0.1.2"},
+		{"other", "web. A", "NOERROR 10.0.1.2 10.0.1.3"},
+		{"", "web. A", "NOERROR 10.0.1.2 10.0.1.3"}, // a sandbox of an older version
+		{"shop", "blog_web. A", "NOERROR 10.0.1.2"},
+		{"shop", "db. A", "NOERROR 10.0.2.4"},
+		{"blog", "db. A", "NOERROR 10.0.1.4"},
+		{"other", "db. A", "NOERROR 10.0.1.4"},
+		{"shop", "api. A", "NXDOMAIN"},
+		{"other", "api. A", "NOERROR 10.0.1.5"},
+		{"shop", "2.1.0.10.in-addr.arpa. PTR", "NOERROR blog_web."},
+	} {
+		r := spec.Resolver{Task: "1-7", Networks: []spec.NetworkID{"edge", "shop"}, Stack: x.stack}
+		q, qtype, _ := strings.Cut(x.question, " ")
+		if got := describe(zs.view(r).ask(t, q, dns.StringToType[qtype], 1232, false)); got != x.want {
+			t.Errorf("%s asks for %s: got %q, want %q", x.stack, x.question, got, x.want)
+		}
+	}
+}

@@ -152,7 +152,7 @@ func TestEditDistance(t *testing.T) {
 		a, b string
 		want int
 	}{{"", "", 0}, {"ports", "ports", 0}, {"prots", "ports", 1}, {"port", "ports", 1}, {"imgae", "image", 1}, {"abc", "xyz", 3}} {
-		if got := editDistance(tt.a, tt.b); got != tt.want {
+		if got := spec.EditDistance(tt.a, tt.b); got != tt.want {
 			t.Errorf("%s %s: got %d, want %d", tt.a, tt.b, got, tt.want)
 		}
 	}

@@ -168,7 +168,7 @@ func (c *conversion) endpointMode(at path, s types.ServiceConfig, network string
 // suggestion returns a did-you-mean for a value that is close to a valid one.
 func suggestion(got string, valid ...string) string {
 	for _, v := range valid {
-		if editDistance(strings.ToLower(got), v) <= 2 {
+		if spec.EditDistance(strings.ToLower(got), v) <= 2 {
 			return "did you mean " + v + "?"
 		}
 	}

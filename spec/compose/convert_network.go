@@ -50,16 +50,10 @@ func (c *conversion) networksOf(service string) []string {
 
 // nearestName returns a did-you-mean for the name of one of the things in m.
 func nearestName[V any](name string, m map[string]V) string {
-	best, distance := "", len(name)/3+1
-	for _, k := range sortedKeys(m) {
-		if d := editDistance(name, k); d < distance {
-			best, distance = k, d
-		}
+	if best := spec.Nearest(name, sortedKeys(m)); best != "" {
+		return "did you mean " + best + "?"
 	}
-	if best == "" {
-		return ""
-	}
-	return "did you mean " + best + "?"
+	return ""
 }
 
 // attach puts a service on its networks.

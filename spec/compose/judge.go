@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"wherry.dev/spec"
 )
 
 // judge walks every key of the merged view against the table.
@@ -249,7 +251,7 @@ func nearest(key string, n *level) string {
 		if k == "*" || k == "[]" {
 			continue
 		}
-		if d := editDistance(key, k); d < distance || (d == distance && best == "") {
+		if d := spec.EditDistance(key, k); d < distance || (d == distance && best == "") {
 			best, distance = k, d
 		}
 	}
@@ -260,7 +262,7 @@ func nearest(key string, n *level) string {
 func deeper(key string, n *level, prefix string) string {
 	for _, k := range sortedKeys(n.next) {
 		name := prefix + k
-		if k != "*" && k != "[]" && prefix != "" && editDistance(key, k) <= len(key)/5 {
+		if k != "*" && k != "[]" && prefix != "" && spec.EditDistance(key, k) <= len(key)/5 {
 			return name
 		}
 		if strings.Count(prefix, ".") < 3 && k != "*" && k != "[]" {
@@ -280,34 +282,3 @@ func sortedKeys[V any](m map[string]V) []string {
 	slices.Sort(keys)
 	return keys
 }
-
-// editDistance is the number of edits between a and b, with a swap of
-// neighbours as one.
-func editDistance(a, b string) int {
-	if abs(len(a)-len(b)) > 4 || len(a) > 64 {
-		return 64
-	}
-	d := make([][]int, len(a)+1)
-	for i := range d {
-		d[i] = make([]int, len(b)+1)
-		d[i][0] = i
-	}
-	for j := range d[0] {
-		d[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, d[i-1][j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
-			}
-		}
-	}
-	return d[len(a)][len(b)]
-}
-
-func abs(i int) int { return max(i, -i) }

@@ -1,0 +1,77 @@
+package reconciler
+
+import (
+	"fmt"
+	"slices"
+
+	"wherry.dev/spec"
+)
+
+// wantedNetworks are the networks that a service attaches to.
+func (v *view) wantedNetworks() map[spec.NetworkID]bool {
+	wanted := map[spec.NetworkID]bool{}
+	for _, svc := range v.services {
+		for _, a := range v.attachments(svc.Stack, &svc.Spec.Template) {
+			if a.net != nil {
+				wanted[a.net.ID] = true
+			}
+		}
+	}
+	return wanted
+}
+
+// usersOf are the keys of the services that attach to a network.
+func (v *view) usersOf(network spec.NetworkID) []string {
+	var keys []string
+	for _, svc := range v.services {
+		if slices.ContainsFunc(v.attachments(svc.Stack, &svc.Spec.Template), func(a attached) bool { return a.net != nil && a.net.ID == network }) {
+			keys = append(keys, svc.Key())
+		}
+	}
+	return keys
+}
+
+// missingNetwork says which network of the service does not exist, or "". That
+// can only be an external one: a stack's own networks are made with it.
+func (s *pass) missingNetwork() string {
+	for _, a := range s.nets {
+		if a.net == nil {
+			return s.whyNoNetwork(a.name)
+		}
+	}
+	return ""
+}
+
+// whyNoNetwork names what may have been meant by the name of a network that
+// does not exist, or says how it is made.
+func (p *planner) whyNoNetwork(name string) string {
+	why := "network " + name + " does not exist"
+	var names []string
+	for _, n := range p.snap.Networks() {
+		if n.Short == name {
+			return fmt.Sprintf("%s: what stack %s calls %s has the name %s in the cluster", why, n.Stack, name, n.Name)
+		}
+		names = append(names, n.Name)
+	}
+	if near := spec.Nearest(name, names); near != "" {
+		return why + ": did you mean " + near + "?"
+	}
+	return fmt.Sprintf("%s: declare it in a stack, with \"name: %s\", or make it by \"wherry network create %s\"", why, name, name)
+}
+
+// networksReady judges a stack that declares nothing but networks.
+func (p *planner) networksReady(stack string) (state, message string) {
+	p.numberNetworks()
+	state = StateRunning
+	for _, n := range p.snap.Networks() {
+		_, numbered := subnetOf(n)
+		switch {
+		case n.Stack != stack || n.Gone:
+		case p.troubles[n.ID] != "":
+			return StateFailed, p.troubles[n.ID]
+		case !numbered:
+			state, message = StateUpdating, "network "+n.Name+" waits for its subnet"
+		}
+	}
+	return state, message
+}
