@@ -32,8 +32,8 @@ var (
 func ValidateStack(s *Stack) error {
 	c := &checker{stack: s}
 	c.name("name", s.Name, stackName, "lower-case letters, digits, _ and -, beginning with a letter or digit")
-	if len(s.Services) == 0 {
-		c.add("services", "a stack needs at least one service")
+	if len(s.Services) == 0 && len(s.Networks) == 0 {
+		c.add("services", "a stack needs at least one service or network")
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
 		svc := s.Services[name]

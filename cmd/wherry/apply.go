@@ -71,7 +71,43 @@ func (a *app) load(ctx context.Context, s *source) ([]compose.Result, error) {
 	if refused > 0 {
 		return nil, &exitError{exitInvalid, fmt.Errorf("%s; nothing was changed", count(refused, "problem"))}
 	}
-	return results, nil
+	return ownersFirst(results), nil
+}
+
+// ownersFirst puts before each stack those that declare the networks which it
+// names as external, so that it does not wait for what comes later.
+func ownersFirst(stacks []compose.Result) []compose.Result {
+	var out []compose.Result
+	seen := map[string]bool{} // by name
+	var visit func(compose.Result)
+	visit = func(r compose.Result) {
+		if seen[r.Stack.Name] {
+			return
+		}
+		seen[r.Stack.Name] = true
+		for _, owner := range stacks {
+			if joins(&r.Stack, &owner.Stack) {
+				visit(owner)
+			}
+		}
+		out = append(out, r)
+	}
+	for _, r := range stacks {
+		visit(r)
+	}
+	return out
+}
+
+// joins reports whether an external network of s is one that owner declares.
+func joins(s, owner *spec.Stack) bool {
+	for short, n := range s.Networks {
+		for other, m := range owner.Networks {
+			if n.External && !m.External && n.ClusterName(s.Name, short) == m.ClusterName(owner.Name, other) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // fileSet are the files of one stack, and its name where it is known already.
@@ -119,24 +155,25 @@ func (s *source) sets() ([]fileSet, error) {
 			if e.IsDir() || ext != ".yml" && ext != ".yaml" {
 				continue
 			}
-			services, named := outline(p)
+			stack, named := outline(p)
 			switch {
-			case services && named:
+			case stack && named:
 				sets = append(sets, fileSet{files: []string{p}})
-			case services:
+			case stack:
 				sets = append(sets, fileSet{[]string{p}, strings.TrimSuffix(e.Name(), ext)})
 			}
 		}
 	}
 	if len(sets) == 0 {
-		return nil, exitWith(exitInvalid, "no file in %s has top-level services:", strings.Join(dirs, ", "))
+		return nil, exitWith(exitInvalid, "no file in %s has top-level services: or networks:", strings.Join(dirs, ", "))
 	}
 	return sets, nil
 }
 
-// outline reports whether a file has top-level services: and name:. A file
-// that is no YAML counts as a stack, so that its fault is reported.
-func outline(path string) (services, named bool) {
+// outline reports whether a file is a stack, by top-level services: or networks:,
+// and has a name:. A file that is no YAML counts as a stack, so that its fault
+// is reported.
+func outline(path string) (stack, named bool) {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return true, true
@@ -145,9 +182,10 @@ func outline(path string) (services, named bool) {
 	if yaml.Unmarshal(b, &doc) != nil {
 		return true, true
 	}
-	_, services = doc["services"]
+	_, services := doc["services"]
+	_, networks := doc["networks"]
 	_, named = doc["name"]
-	return services, named
+	return services || networks, named
 }
 
 func findingText(f compose.Finding) string {
@@ -197,7 +235,11 @@ func (a *app) validateCmd() *cobra.Command {
 				if err := spec.ValidateStack(&r.Stack); err != nil {
 					return err
 				}
-				fmt.Fprintf(a.out, "%s: %s, valid\n", r.Stack.Name, count(len(r.Stack.Services), "service"))
+				what := count(len(r.Stack.Services), "service")
+				if len(r.Stack.Services) == 0 {
+					what = count(len(r.Stack.Networks), "network")
+				}
+				fmt.Fprintf(a.out, "%s: %s, valid\n", r.Stack.Name, what)
 			}
 			return nil
 		},

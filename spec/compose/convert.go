@@ -31,7 +31,11 @@ func (l *loading) convert(p *types.Project) {
 		l.note(path{"name"}, "the stack is called %q", p.Name)
 	}
 	names := slices.Sorted(maps.Keys(p.Services))
-	if len(names) == 0 {
+	if c.onlyNetworks() {
+		for name, n := range p.Networks {
+			c.usedNetworks[name] = !bool(n.External) // for the services of other stacks
+		}
+	} else if len(names) == 0 {
 		l.refuse(path{"services"}, "activate a profile by --profile, or add a service", "the stack has no active service")
 	}
 	c.surveyBinds(names)
@@ -222,6 +226,13 @@ func (c *conversion) dependsOn(at path, s types.ServiceConfig) []spec.Dependency
 		out = append(out, dep)
 	}
 	return out
+}
+
+// onlyNetworks reports whether the file declares networks and no service, not
+// even one that a profile leaves out.
+func (c *conversion) onlyNetworks() bool {
+	return len(c.p.Services)+len(c.p.DisabledServices) == 0 && slices.ContainsFunc(slices.Collect(maps.Keys(c.p.Networks)),
+		func(name string) bool { return c.tree.get("networks", name) != nil && !bool(c.p.Networks[name].External) })
 }
 
 // networks adds the networks that services use.
