@@ -274,8 +274,23 @@ func (c *Client) Node(ctx context.Context, ref string) (n NodeInfo, err error) {
 }
 
 // Networks lists the networks.
-func (c *Client) Networks(ctx context.Context) (l List[spec.Network], err error) {
+func (c *Client) Networks(ctx context.Context) (l List[NetworkInfo], err error) {
 	return l, c.call(ctx, "GET", "/v1/networks", nil, nil, &l)
+}
+
+// Network returns one network by its name in the cluster, or by ID.
+func (c *Client) Network(ctx context.Context, ref string, p Poll) (n NetworkDetail, err error) {
+	return n, c.call(ctx, "GET", "/v1/networks/"+url.PathEscape(ref), p.query(), nil, &n)
+}
+
+// CreateNetwork makes a network that belongs to no stack.
+func (c *Client) CreateNetwork(ctx context.Context, n CreateNetwork) (w Written, err error) {
+	return w, c.call(ctx, "POST", "/v1/networks", nil, n, &w)
+}
+
+// RemoveNetwork removes one that nobody uses.
+func (c *Client) RemoveNetwork(ctx context.Context, name, requestID string) (w Written, err error) {
+	return w, c.call(ctx, "DELETE", "/v1/networks/"+url.PathEscape(name), url.Values{"request_id": {requestID}}, nil, &w)
 }
 
 // Volumes lists the volumes.

@@ -103,6 +103,8 @@ type StackStatus struct {
 	State    string        `json:"state"`
 	Revision uint64        `json:"revision"`
 	Services []ServiceInfo `json:"services"`
+	// Message says what keeps a stack without services from running.
+	Message string `json:"message,omitempty"`
 	// Tasks that are not over yet; a stack that was removed is gone when none
 	// is left.
 	Tasks int `json:"tasks"`
@@ -190,6 +192,61 @@ type NodeInfo struct {
 	DownSince time.Time     `json:"down_since,omitzero"`
 	Tasks     int           `json:"tasks"`
 	Info      spec.NodeInfo `json:"info"`
+}
+
+// Network states, as `network ls` shows them.
+const (
+	NetworkInUse  = "in use"
+	NetworkUnused = "unused"
+	// NetworkKept: nobody declares it any more, and services still use it.
+	NetworkKept = "kept"
+	// NetworkRemoving: it goes with the last of its tasks.
+	NetworkRemoving = "removing"
+)
+
+// NetworkInfo is a network as people see it.
+type NetworkInfo struct {
+	spec.Network
+	State string `json:"state"`
+	// Services that attach to it, as "stack/service", sorted.
+	Services []string `json:"services"`
+	// Problem says why it has no subnet.
+	Problem string `json:"problem,omitempty"`
+}
+
+// NetworkDetail is the answer of "network.get".
+type NetworkDetail struct {
+	NetworkInfo
+	Index uint64 `json:"index"`
+	// VIPs are the virtual addresses of services on it.
+	VIPs []NetworkVIP `json:"vips"`
+	// Tasks that have an address on it, in the order of these.
+	Tasks []NetworkTask `json:"tasks"`
+}
+
+// NetworkVIP is the virtual address of a service, without prefix length.
+type NetworkVIP struct {
+	Service  string `json:"service"` // "stack/service"
+	Address  string `json:"address"`
+	Address6 string `json:"address6,omitempty"`
+}
+
+// NetworkTask is a task on a network.
+type NetworkTask struct {
+	ID    spec.TaskID    `json:"id"`
+	Name  string         `json:"name"`
+	Node  string         `json:"node"` // name of the node
+	State spec.TaskState `json:"state"`
+	IP    string         `json:"ip"` // with prefix length
+	IP6   string         `json:"ip6,omitempty"`
+}
+
+// CreateNetwork is the body of "network.create".
+type CreateNetwork struct {
+	Name      string           `json:"name"`
+	Spec      spec.NetworkSpec `json:"spec"`
+	Author    string           `json:"author,omitempty"`
+	RequestID string           `json:"request_id,omitempty"`
 }
 
 // VolumeInfo is a volume as people see it.

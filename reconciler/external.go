@@ -2,20 +2,29 @@ package reconciler
 
 import (
 	"fmt"
-	"slices"
+	"maps"
+	"time"
 
+	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
 )
 
-// wantedNetworks are the networks that a service attaches to.
+// attachedTo are the networks of a service that exist.
+func (v *view) attachedTo(svc *spec.Service) map[spec.NetworkID]bool {
+	out := map[spec.NetworkID]bool{}
+	for _, a := range v.attachments(svc.Stack, &svc.Spec.Template) {
+		if a.net != nil {
+			out[a.net.ID] = true
+		}
+	}
+	return out
+}
+
+// wantedNetworks are the networks that any service attaches to.
 func (v *view) wantedNetworks() map[spec.NetworkID]bool {
 	wanted := map[spec.NetworkID]bool{}
 	for _, svc := range v.services {
-		for _, a := range v.attachments(svc.Stack, &svc.Spec.Template) {
-			if a.net != nil {
-				wanted[a.net.ID] = true
-			}
-		}
+		maps.Copy(wanted, v.attachedTo(svc))
 	}
 	return wanted
 }
@@ -24,7 +33,7 @@ func (v *view) wantedNetworks() map[spec.NetworkID]bool {
 func (v *view) usersOf(network spec.NetworkID) []string {
 	var keys []string
 	for _, svc := range v.services {
-		if slices.ContainsFunc(v.attachments(svc.Stack, &svc.Spec.Template), func(a attached) bool { return a.net != nil && a.net.ID == network }) {
+		if v.attachedTo(svc)[network] {
 			keys = append(keys, svc.Key())
 		}
 	}
@@ -57,6 +66,32 @@ func (p *planner) whyNoNetwork(name string) string {
 		return why + ": did you mean " + near + "?"
 	}
 	return fmt.Sprintf("%s: declare it in a stack, with \"name: %s\", or make it by \"wherry network create %s\"", why, name, name)
+}
+
+// NetworkUse says what a network is there for.
+type NetworkUse struct {
+	// Services that attach to it, by key, sorted.
+	Services []string
+	// Problem says why it has no subnet; empty for one that has, or is about to.
+	Problem string
+}
+
+// Uses returns the uses of all networks, by ID.
+func Uses(s *store.Snapshot, now time.Time) map[spec.NetworkID]NetworkUse {
+	p := newPlanner(s, now.Round(0).UTC())
+	p.numberNetworks()
+	out := map[spec.NetworkID]NetworkUse{}
+	for _, n := range s.Networks() {
+		out[n.ID] = NetworkUse{Services: []string{}, Problem: p.troubles[n.ID]}
+	}
+	for _, svc := range p.services {
+		for id := range p.attachedTo(svc) {
+			use := out[id]
+			use.Services = append(use.Services, svc.Key())
+			out[id] = use
+		}
+	}
+	return out
 }
 
 // networksReady judges a stack that declares nothing but networks.

@@ -53,6 +53,20 @@ func ValidateStack(s *Stack) error {
 	return errors.Join(c.problems...)
 }
 
+// ValidateNetwork checks what somebody wants of a network that belongs to no
+// stack. Its error is as that of ValidateStack, with paths below the name.
+func ValidateNetwork(name string, n *NetworkSpec) error {
+	c := &checker{}
+	c.network("network "+name, name, n)
+	if n.External || n.Name != "" {
+		c.add("network "+name, "it is neither external nor has it another name")
+	}
+	if name == "host" {
+		c.add("network "+name, "the name stands for the network of each host itself")
+	}
+	return errors.Join(c.problems...)
+}
+
 type checker struct {
 	stack    *Stack
 	problems []error

@@ -68,7 +68,7 @@ func (s *Server) stackStatus(w http.ResponseWriter, r *http.Request) error {
 	name := r.PathValue("stack")
 	out := api.StackStatus{Index: snap.Index(), Name: name, Services: []api.ServiceInfo{}}
 	if st, ok := reconciler.Status(snap, name, s.Now()); ok {
-		out.State, out.Revision = st.State, st.Revision
+		out.State, out.Revision, out.Message = st.State, st.Revision, st.Message
 		for _, sv := range st.Services {
 			out.Services = append(out.Services, serviceInfo(snap, sv))
 		}

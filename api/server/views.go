@@ -286,18 +286,6 @@ func (s *Server) nodeLeftovers(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, l)
 }
 
-func (s *Server) networkList(w http.ResponseWriter, r *http.Request) error {
-	snap, err := s.snapshot(r)
-	if err != nil {
-		return err
-	}
-	l := api.List[*spec.Network]{Index: snap.Index(), Items: snap.Networks()}
-	if l.Items == nil {
-		l.Items = []*spec.Network{}
-	}
-	return writeJSON(w, l)
-}
-
 func (s *Server) volumeList(w http.ResponseWriter, r *http.Request) error {
 	snap, err := s.snapshot(r)
 	if err != nil {

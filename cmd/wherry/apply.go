@@ -459,9 +459,26 @@ func (a *app) removeStack(ctx context.Context, cl *api.Client, name string, volu
 			return err
 		}
 		fmt.Fprintf(a.err, "%s: removed\n", name)
+		if err := a.tellKept(ctx, cl, name); err != nil {
+			return err
+		}
 	}
 	if !volumes && len(kept) > 0 {
 		fmt.Fprintf(a.err, "%s kept: %s; `wherry rm %s --volumes` deletes them\n", count(len(kept), "volume"), strings.Join(kept, ", "), name)
+	}
+	return nil
+}
+
+// tellKept names the networks of a stack that outlive it.
+func (a *app) tellKept(ctx context.Context, cl *api.Client, stack string) error {
+	l, err := cl.Networks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range l.Items {
+		if n.Stack == stack && n.State == api.NetworkKept {
+			fmt.Fprintf(a.err, "network %s stays as long as it is used by %s\n", n.Name, strings.Join(n.Services, ", "))
+		}
 	}
 	return nil
 }

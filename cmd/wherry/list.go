@@ -252,17 +252,3 @@ func (a *app) volumeCmd() *cobra.Command {
 	})
 	return group("volume", "List and remove volumes", a.formatFlag(ls, "table"), rm)
 }
-
-func (a *app) networkCmd() *cobra.Command {
-	ls := &cobra.Command{Use: "ls", Short: "List the networks", Args: noArgs("it lists all")}
-	ls.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
-		l, err := cl.Networks(c.Context())
-		if err != nil {
-			return err
-		}
-		return show(a, l.Items, []string{"NAME", "STACK", "DRIVER", "SUBNET"}, func(n spec.Network) []string {
-			return []string{n.Name, n.Stack, string(n.Spec.Driver), cmp.Or(n.Subnet, "-")}
-		})
-	})
-	return group("network", "Look at the networks", a.formatFlag(ls, "table"))
-}

@@ -65,6 +65,9 @@ func moving(st api.StackStatus) bool {
 
 func failure(st api.StackStatus) error {
 	var errs []error
+	if st.Message != "" {
+		errs = append(errs, errors.New(st.Message))
+	}
 	for _, s := range st.Services {
 		if s.State == api.StateFailed {
 			errs = append(errs, fmt.Errorf("service %s: %s", spec.ServiceKey(s.Stack, s.Name), s.Message))

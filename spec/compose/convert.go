@@ -232,7 +232,9 @@ func (c *conversion) dependsOn(at path, s types.ServiceConfig) []spec.Dependency
 // even one that a profile leaves out.
 func (c *conversion) onlyNetworks() bool {
 	return len(c.p.Services)+len(c.p.DisabledServices) == 0 && slices.ContainsFunc(slices.Collect(maps.Keys(c.p.Networks)),
-		func(name string) bool { return c.tree.get("networks", name) != nil && !bool(c.p.Networks[name].External) })
+		func(name string) bool {
+			return c.tree.get("networks", name) != nil && !bool(c.p.Networks[name].External)
+		})
 }
 
 // networks adds the networks that services use.

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"wherry.dev/api"
+	"wherry.dev/spec"
+)
+
+func (a *app) networkCmd() *cobra.Command {
+	return group("network", "Look at the networks, make and remove them",
+		a.formatFlag(a.networkLsCmd(), "table"), a.formatFlag(a.networkInspectCmd(), "json"), a.networkCreateCmd(), a.networkRmCmd())
+}
+
+func (a *app) networkLsCmd() *cobra.Command {
+	c := &cobra.Command{Use: "ls", Short: "List the networks", Args: noArgs("wherry network inspect NETWORK shows one")}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
+		l, err := cl.Networks(c.Context())
+		if err != nil {
+			return err
+		}
+		return show(a, l.Items, []string{"NAME", "STACK", "DRIVER", "SUBNET", "STATE", "SERVICES"}, networkRow)
+	})
+	return c
+}
+
+func networkRow(n api.NetworkInfo) []string {
+	state := n.State
+	if n.Problem != "" {
+		state = n.Problem
+	}
+	return []string{n.Name, cmp.Or(n.Stack, "-"), string(n.Spec.Driver), cmp.Or(n.Subnet, "-"), state, cmp.Or(strings.Join(n.Services, ","), "-")}
+}
+
+func (a *app) networkInspectCmd() *cobra.Command {
+	c := &cobra.Command{Use: "inspect NETWORK…", Short: "Print all that is known of networks", Args: someArgs("names or IDs of networks", 1, 0)}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
+		var items []api.NetworkDetail
+		for _, ref := range args {
+			n, err := cl.Network(c.Context(), ref, api.Poll{})
+			if err != nil {
+				return err
+			}
+			items = append(items, n)
+		}
+		return show(a, items, []string{"NAME", "STACK", "DRIVER", "SUBNET", "STATE", "SERVICES", "TASKS"}, func(n api.NetworkDetail) []string {
+			return append(networkRow(n.NetworkInfo), fmt.Sprint(len(n.Tasks)))
+		})
+	})
+	return c
+}
+
+func (a *app) networkCreateCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "create NETWORK", Short: "Make a network that belongs to no stack", Args: someArgs("one name", 1, 1),
+		Long: "Make a network that belongs to no stack. Services join it as an external network of their file. It stays until it is removed by\n" +
+			"\"wherry network rm\".",
+		Example: "  wherry network create edge\n  wherry network create lab --internal --subnet 10.50.0.0/24",
+	}
+	var n spec.NetworkSpec
+	driver := c.Flags().String("driver", string(spec.DriverOverlay), "overlay spans all hosts, bridge is local to each")
+	c.Flags().BoolVar(&n.Internal, "internal", false, "no way out of the network, and no published ports on it")
+	c.Flags().StringVar(&n.Subnet, "subnet", "", "its subnet, such as 10.50.0.0/24 (default: one that is free)")
+	labels := c.Flags().StringArray("label", nil, "a label KEY=VALUE; may be given several times")
+	wait := addWait(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		n.Driver = spec.NetworkDriver(*driver)
+		for _, l := range *labels {
+			k, v, ok := strings.Cut(l, "=")
+			if !ok || k == "" {
+				return exitWith(exitUsage, "label %q: want KEY=VALUE", l)
+			}
+			if n.Labels == nil {
+				n.Labels = map[string]string{}
+			}
+			n.Labels[k] = v
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		w, err := cl.CreateNetwork(c.Context(), api.CreateNetwork{Name: args[0], Spec: n, Author: author(), RequestID: requestID()})
+		if err != nil {
+			return err
+		}
+		if err := a.waitNetwork(c.Context(), cl, args[0], w.Index, wait); err != nil {
+			return err
+		}
+		fmt.Fprintln(a.out, args[0])
+		return nil
+	}
+	return c
+}
+
+// waitNetwork waits until a network has its subnet.
+func (a *app) waitNetwork(ctx context.Context, cl *api.Client, name string, index uint64, w *waitFlags) error {
+	if !w.wait {
+		return nil
+	}
+	wctx, cancel := w.within(ctx)
+	defer cancel()
+	poll := api.Poll{Index: max(index, 1) - 1, Wait: pollWait}
+	for {
+		n, err := cl.Network(wctx, name, poll)
+		switch {
+		case wctx.Err() != nil && ctx.Err() == nil:
+			return exitWith(exitTimeout, "network %s has no subnet after %s", name, w.timeout)
+		case err != nil:
+			return err
+		case n.Problem != "":
+			return exitWith(exitFailed, "%s; \"wherry network rm %s\" removes it", n.Problem, name)
+		case n.Subnet != "":
+			return nil
+		}
+		poll.Index = n.Index
+	}
+}
+
+func (a *app) networkRmCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "rm NETWORK…", Short: "Remove networks that were made by \"wherry network create\"", Args: someArgs("names of networks", 1, 0),
+	}
+	c.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
+		return each(args, func(name string) error {
+			if _, err := cl.RemoveNetwork(c.Context(), name, requestID()); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.out, name)
+			return nil
+		})
+	})
+	return c
+}
