@@ -105,14 +105,16 @@ func (w *World) checkAddresses(s *store.Snapshot) {
 	}
 }
 
-// attached are the networks that a service names, in the order of its tasks'
-// addresses.
+// attached are the networks that a service names, as far as they exist, in the
+// order of its tasks' addresses.
 func attached(s *store.Snapshot, svc *spec.Service) []spec.NetworkID {
 	row := s.Stack(svc.Stack)
 	nets := s.StackRevision(svc.Stack, row.Revision).Spec.Networks
 	var out []spec.NetworkID
 	for _, a := range svc.Spec.Template.Networks {
-		out = append(out, s.NetworkNamed(nets[a.Network].ClusterName(svc.Stack, a.Network)).ID)
+		if n := s.NetworkNamed(nets[a.Network].ClusterName(svc.Stack, a.Network)); n != nil {
+			out = append(out, n.ID)
+		}
 	}
 	return out
 }
@@ -521,8 +523,14 @@ func (w *World) checkNothingLeft(s *store.Snapshot) {
 			w.failf("task %s of %s/%s is left, %s", t.ID, t.Stack, t.Service, encode(t))
 		}
 	}
+	used := map[spec.NetworkID]bool{}
+	for _, svc := range s.Services() {
+		for _, id := range attached(s, svc) {
+			used[id] = true
+		}
+	}
 	for _, n := range s.Networks() {
-		if n.Gone {
+		if n.Gone && !used[n.ID] {
 			w.failf("network %s is left", n.Name)
 		}
 	}

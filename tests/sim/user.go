@@ -33,6 +33,10 @@ func (w *World) use() {
 	case n < 95:
 		w.member()
 		return
+	case n < 97:
+		c.CreateNetwork = &store.CreateNetwork{Name: "edge", Spec: spec.NetworkSpec{Driver: spec.DriverOverlay}}
+	case n < 98:
+		c.RemoveNetwork = &store.RemoveNetwork{Name: "edge"}
 	default:
 		c.RemoveVolumes = &store.RemoveVolumes{Names: []string{name + "_data"}}
 	}
@@ -69,7 +73,11 @@ func (w *World) lastWill() {
 		case 0:
 			w.apply(store.Command{RemoveStack: &store.RemoveStack{Name: name, Volumes: w.chance(50)}})
 		default:
-			res := w.apply(store.Command{PutStack: &store.PutStack{Stack: w.stack(name, true)}})
+			stack := w.stack(name, true)
+			if stack.Networks["edge"].External { // unless there is one
+				w.apply(store.Command{CreateNetwork: &store.CreateNetwork{Name: "edge", Spec: spec.NetworkSpec{Driver: spec.DriverOverlay}}})
+			}
+			res := w.apply(store.Command{PutStack: &store.PutStack{Stack: stack}})
 			w.note("the last stack %s: %v", name, res.Err)
 			if res.Err != nil { // its volumes are being removed: the old one may be broken
 				w.apply(store.Command{RemoveStack: &store.RemoveStack{Name: name}})
@@ -119,6 +127,11 @@ func (w *World) stack(name string, good bool) spec.Stack {
 	}
 	if w.chance(15) { // it leaves a network, or comes back
 		web.Template.Networks = web.Template.Networks[:1]
+	}
+	if w.chance(30) { // one stack has it, the others use it
+		edge := spec.NetworkSpec{Driver: spec.DriverOverlay, Name: "edge", External: name != "shop"}
+		s.Networks["edge"] = edge
+		web.Template.Networks = append(web.Template.Networks, spec.Attachment{Network: "edge"})
 	}
 	s.Services["web"] = web
 	db := spec.ServiceSpec{Mode: spec.Replicated, Template: template(image(), "back")}
