@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"wherry.dev/api"
 	"wherry.dev/spec"
 	"wherry.dev/tests/images"
 	"wherry.dev/tests/lab"
@@ -178,7 +179,7 @@ networks: {one: , two: }
 	})
 }
 
-func networks(t *testing.T, c *lab.Cluster) []spec.Network {
+func networks(t *testing.T, c *lab.Cluster) []api.NetworkInfo {
 	t.Helper()
 	l, err := client(t, c.Leader()).Networks(t.Context())
 	if err != nil {
