@@ -117,7 +117,7 @@ func TestValidateStackRefuses(t *testing.T) {
 	}{
 		{"name: the name", func(s *Stack) { s.Name = "Shop" }},
 		{"name: the name", func(s *Stack) { s.Name = strings.Repeat("a", 64) }},
-		{"services: a stack needs", func(s *Stack) { s.Services = nil }},
+		{"services: a stack needs", func(s *Stack) { s.Services, s.Networks = nil, nil }},
 		{"services.a/b: the name", func(s *Stack) { s.Services["a/b"] = s.Services["db"] }},
 		{"services...: the name", func(s *Stack) { s.Services[".."] = s.Services["db"] }},
 		{"services.web.mode:", web(func(s *ServiceSpec) { s.Mode = "" })},
