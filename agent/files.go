@@ -28,14 +28,15 @@ func readHostInfo() (hostInfo, error) {
 	return hostInfo{hostname: name, hosts: string(hosts), resolv: string(resolv)}, nil
 }
 
-// hostname is the template's, the host's on the host's network, or else
-// SERVICE-ID, as in "web-1-42": stable over the attempts of a task, unlike
-// that of any other task, and telling a reader of logs where to look.
+// hostname is the template's, the host's where the host's network or name is
+// shared, or else SERVICE-ID, as in "web-1-42": stable over the attempts of a
+// task, unlike that of any other task, and telling a reader of logs where to
+// look.
 func hostname(t *spec.Task, tmpl *spec.Template, host hostInfo) string {
 	switch {
 	case tmpl.Hostname != "":
 		return tmpl.Hostname
-	case tmpl.NetworkMode == "host":
+	case tmpl.NetworkMode == "host", tmpl.UTSMode == "host":
 		return host.hostname
 	}
 	id := string(t.ID)

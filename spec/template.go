@@ -65,11 +65,22 @@ type Template struct {
 	// time, on whatever nodes: the container runs only while its node holds a
 	// lease from the managers.
 	Exclusive bool `json:"exclusive,omitempty"`
-	// PIDMode and IPCMode are empty (own namespace) or "host".
-	PIDMode string   `json:"pid_mode,omitempty"`
-	IPCMode string   `json:"ipc_mode,omitempty"`
+	// PIDMode, IPCMode and UTSMode are empty (own namespace) or "host"; IPCMode
+	// may also be "none": own namespace, and no /dev/shm.
+	PIDMode string `json:"pid_mode,omitempty"`
+	IPCMode string `json:"ipc_mode,omitempty"`
+	UTSMode string `json:"uts_mode,omitempty"`
+	// CgroupMode is the namespace of control groups: "private", "host", or
+	// empty: private on nodes with cgroup v2, unless the container is privileged.
+	CgroupMode string `json:"cgroup_mode,omitempty"`
+	// Umask of the first process and its descendants, permission bits; nil is
+	// the runtime's, 022.
+	Umask   *uint32  `json:"umask,omitempty"`
 	Devices []Device `json:"devices,omitempty"`
-	Log     LogSpec  `json:"log,omitzero"`
+	// DeviceRules say which devices may be used beside those, without making
+	// nodes for them.
+	DeviceRules []DeviceRule `json:"device_rules,omitempty"`
+	Log         LogSpec      `json:"log,omitzero"`
 }
 
 // MountType is the kind of a mount.
@@ -201,6 +212,43 @@ type Resources struct {
 	// ShmSize is the size of /dev/shm in bytes; 0 is 64 MiB.
 	ShmSize     int64 `json:"shm_size,omitempty"`
 	OOMScoreAdj int   `json:"oom_score_adj,omitempty"`
+	// KeepOnOOM: processes that want more memory than the limit wait for some to
+	// become free instead of being killed. cgroup v1 only.
+	KeepOnOOM bool `json:"keep_on_oom,omitempty"`
+	// Swappiness from 0 to 100 is how readily memory is swapped out; nil is the
+	// node's. cgroup v1 only.
+	Swappiness *int64 `json:"swappiness,omitempty"`
+	// RealtimeRuntime is how long, in microseconds of each RealtimePeriod, the
+	// processes may be scheduled in real time. cgroup v1 only.
+	RealtimeRuntime int64 `json:"realtime_runtime,omitempty"`
+	RealtimePeriod  int64 `json:"realtime_period,omitempty"`
+	// BlockIO bounds the use of block devices; nil is without bounds.
+	BlockIO *BlockIO `json:"block_io,omitempty"`
+}
+
+// BlockIO are limits on the use of block devices.
+type BlockIO struct {
+	// Weight against other containers, from 10 to 1000; 0 is the kernel's.
+	Weight uint16 `json:"weight,omitempty"`
+	// WeightDevices are weights for single devices.
+	WeightDevices []DeviceWeight `json:"weight_devices,omitempty"`
+	// Bytes and operations per second.
+	ReadBytes  []DeviceRate `json:"read_bytes,omitempty"`
+	WriteBytes []DeviceRate `json:"write_bytes,omitempty"`
+	ReadOps    []DeviceRate `json:"read_ops,omitempty"`
+	WriteOps   []DeviceRate `json:"write_ops,omitempty"`
+}
+
+// DeviceWeight is the weight for one block device of the node.
+type DeviceWeight struct {
+	Path   string `json:"path"`
+	Weight uint16 `json:"weight"` // 10 to 1000
+}
+
+// DeviceRate is what one block device of the node may carry per second.
+type DeviceRate struct {
+	Path string `json:"path"`
+	Rate uint64 `json:"rate"`
 }
 
 // Ulimit is one resource limit of the processes.
@@ -213,6 +261,15 @@ type Ulimit struct {
 type Device struct {
 	Source      string `json:"source"`
 	Target      string `json:"target"`
+	Permissions string `json:"permissions"` // a subset of "rwm"
+}
+
+// DeviceRule allows the use of devices by their numbers.
+type DeviceRule struct {
+	Type string `json:"type"` // "c", "b", or "a" for both
+	// Major and Minor; -1 is all.
+	Major       int64  `json:"major"`
+	Minor       int64  `json:"minor"`
 	Permissions string `json:"permissions"` // a subset of "rwm"
 }
 

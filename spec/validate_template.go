@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -67,6 +68,11 @@ func (c *checker) template(at string, t *Template) {
 	}
 	c.labels(at+".labels", t.Labels)
 	c.labels(at+".annotations", t.Annotations)
+	for _, k := range slices.Sorted(maps.Keys(t.Annotations)) {
+		if ReservedAnnotation(k) {
+			c.add(at+".annotations", "%s would change how the container is run, beside what the keys for that say", k)
+		}
+	}
 	c.mounts(at+".mounts", t.Mounts)
 	c.attachments(at, t)
 	c.health(at+".health", t.Health)
@@ -225,6 +231,49 @@ func (c *checker) resources(at string, r *Resources) {
 	if r.OOMScoreAdj < -1000 || r.OOMScoreAdj > 1000 {
 		c.add(at+".oom_score_adj", "must be from -1000 to 1000")
 	}
+	if s := r.Swappiness; s != nil && (*s < 0 || *s > 100) {
+		c.add(at+".swappiness", "must be from 0 to 100")
+	}
+	c.notNegative(at+".realtime_runtime", r.RealtimeRuntime)
+	c.notNegative(at+".realtime_period", r.RealtimePeriod)
+	if r.RealtimeRuntime > cmp.Or(r.RealtimePeriod, defaultRealtimePeriod) {
+		c.add(at+".realtime_runtime", "must be at most the period, which is %d microseconds unless it is set", defaultRealtimePeriod)
+	}
+	if r.BlockIO != nil {
+		c.blockIO(at+".block_io", r.BlockIO)
+	}
+}
+
+// defaultRealtimePeriod is the kernel's, in microseconds.
+const defaultRealtimePeriod = 1_000_000
+
+func (c *checker) blockIO(at string, b *BlockIO) {
+	weight := func(at string, w uint16) {
+		if w < 10 || w > 1000 {
+			c.add(at, "the weight must be from 10 to 1000")
+		}
+	}
+	device := func(at, name string) {
+		if !cleanAbsolute(name) {
+			c.add(at, "%q is not the absolute path of a device", name)
+		}
+	}
+	if b.Weight != 0 {
+		weight(at+".weight", b.Weight)
+	}
+	for i, d := range b.WeightDevices {
+		where := fmt.Sprintf("%s.weight_devices[%d]", at, i)
+		device(where, d.Path)
+		weight(where, d.Weight)
+	}
+	for _, list := range []struct {
+		name  string
+		rates []DeviceRate
+	}{{"read_bytes", b.ReadBytes}, {"write_bytes", b.WriteBytes}, {"read_ops", b.ReadOps}, {"write_ops", b.WriteOps}} {
+		for i, d := range list.rates {
+			device(fmt.Sprintf("%s.%s[%d]", at, list.name, i), d.Path)
+		}
+	}
 }
 
 func (c *checker) isolation(at string, t *Template) {
@@ -253,13 +302,44 @@ func (c *checker) isolation(at string, t *Template) {
 			c.add(fmt.Sprintf("%s.security_opt[%d]", at, i), "%q is none of no-new-privileges=true|false, seccomp=unconfined, apparmor=PROFILE and systempaths=unconfined", o)
 		}
 	}
-	oneOf(c, at+".pid_mode", t.PIDMode, "", "host")
-	oneOf(c, at+".ipc_mode", t.IPCMode, "", "host")
+	c.namespaces(at, t)
 	for i, d := range t.Devices {
 		if !path.IsAbs(d.Source) || !path.IsAbs(d.Target) || !permitted.MatchString(d.Permissions) {
 			c.add(fmt.Sprintf("%s.devices[%d]", at, i), "%s:%s:%s is not a device with absolute paths and permissions of r, w and m", d.Source, d.Target, d.Permissions)
 		}
 	}
+	for i, r := range t.DeviceRules {
+		if r.Type != "a" && r.Type != "b" && r.Type != "c" || r.Major < -1 || r.Minor < -1 || !permitted.MatchString(r.Permissions) {
+			c.add(fmt.Sprintf("%s.device_rules[%d]", at, i), "%s %d:%d %s is not a rule with a type of a, b or c, numbers, and permissions of r, w and m", r.Type, r.Major, r.Minor, r.Permissions)
+		}
+	}
+	if t.Umask != nil && *t.Umask > 0o777 {
+		c.add(at+".umask", "%o is no mask of permissions", *t.Umask)
+	}
+}
+
+// namespaces judges what a container shares with its node.
+func (c *checker) namespaces(at string, t *Template) {
+	oneOf(c, at+".pid_mode", t.PIDMode, "", "host")
+	oneOf(c, at+".ipc_mode", t.IPCMode, "", "host", "none")
+	oneOf(c, at+".uts_mode", t.UTSMode, "", "host")
+	oneOf(c, at+".cgroup_mode", t.CgroupMode, "", "host", "private")
+	if t.UTSMode == "host" && t.Hostname != "" {
+		c.add(at+".hostname", "the container has the name of its node (uts: host); remove one of the two")
+	}
+	if t.UTSMode == "host" && t.Domainname != "" {
+		c.add(at+".domainname", "the container has the name of its node (uts: host); remove one of the two")
+	}
+}
+
+// reservedAnnotations begin the names of annotations by which the programs
+// that run a container let themselves be told things.
+var reservedAnnotations = []string{"io.containerd.", "io.kubernetes.", "org.systemd.", "run.oci."}
+
+// ReservedAnnotation reports whether an annotation of this name would change
+// how a container is run.
+func ReservedAnnotation(name string) bool {
+	return slices.ContainsFunc(reservedAnnotations, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
 func (c *checker) capabilities(at string, names []string) {

@@ -1,13 +1,17 @@
 package containerd
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"wherry.dev/spec"
 )
 
 const cgroupRoot = "/sys/fs/cgroup"
@@ -26,6 +30,51 @@ func swapLimited() bool {
 	}
 	_, err := os.Stat(filepath.Join(cgroupRoot, "memory", "memory.memsw.limit_in_bytes"))
 	return err == nil
+}
+
+// realtimeShared reports whether the kernel shares out real-time scheduling
+// between control groups.
+func realtimeShared() bool {
+	_, err := os.Stat(filepath.Join(cgroupRoot, "cpu", "cpu.rt_runtime_us"))
+	return err == nil
+}
+
+// lendRealtime gives a cgroup all the time that the root has for scheduling in
+// real time. A new cgroup has none, and one cannot give what it does not have.
+func lendRealtime(cgroup string) error {
+	root := filepath.Join(cgroupRoot, "cpu")
+	dir := filepath.Join(root, cgroup)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	for _, name := range []string{"cpu.rt_period_us", "cpu.rt_runtime_us"} {
+		all, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			return fmt.Errorf("read real-time share: %w", err)
+		}
+		has, _ := os.ReadFile(filepath.Join(dir, name))
+		if bytes.Equal(has, all) {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), bytes.TrimSpace(all), 0); err != nil {
+			return spec.Invalidf("cpu_rt_runtime: this node has no time left for scheduling in real time, which other control groups hold: %v", err)
+		}
+	}
+	return nil
+}
+
+// blocksWeighed reports whether a scheduler of block devices may weigh control
+// groups. With cgroup v2 that shows only in the container's own.
+func blocksWeighed() bool {
+	if cgroupUnified() {
+		return true
+	}
+	for _, name := range []string{"blkio.weight", "blkio.bfq.io_service_bytes"} {
+		if _, err := os.Stat(filepath.Join(cgroupRoot, "blkio", name)); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // bundleCgroup returns the cgroup of a bundle's container, "" when unknown.

@@ -106,6 +106,9 @@ func (r *Runtime) container(ctx context.Context, c agent.Container, img *image) 
 	if c.Template.StdinOpen {
 		labels[labelStdin] = r.dir("stdin", id)
 	}
+	if c.Template.Resources.RealtimeRuntime > 0 {
+		labels[labelRealtime] = "true"
+	}
 	return containers.Container{
 		ID:          id,
 		Labels:      labels,
@@ -127,6 +130,7 @@ func (r *Runtime) specOptions(c agent.Container, img *image) (SpecOptions, error
 		NoFile:       openFilesLimit(),
 		Capabilities: nodeCapabilities(),
 		NoSwapLimit:  !swapLimited(),
+		NoRealtime:   !realtimeShared(),
 		Init:         r.c.Binary,
 	}
 	for _, d := range c.Template.Devices {
@@ -143,7 +147,33 @@ func (r *Runtime) specOptions(c agent.Container, img *image) (SpecOptions, error
 		}
 		o.Devices = append(o.Devices, found...)
 	}
+	if b := c.Template.Resources.BlockIO; b != nil {
+		o.NoBlockWeight = !blocksWeighed()
+		o.BlockDevices = blockDevices(b)
+	}
 	return o, nil
+}
+
+// blockDevices looks up the devices that limits name; those that do not exist
+// are left out.
+func blockDevices(b *spec.BlockIO) map[string]specs.LinuxDevice {
+	found := map[string]specs.LinuxDevice{}
+	add := func(path string) {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil {
+			return
+		}
+		if d, ok := device(path, &st); ok {
+			found[path] = d
+		}
+	}
+	for _, d := range b.WeightDevices {
+		add(d.Path)
+	}
+	for _, d := range slices.Concat(b.ReadBytes, b.WriteBytes, b.ReadOps, b.WriteOps) {
+		add(d.Path)
+	}
+	return found
 }
 
 // hostDevices returns the device node at path, or all in the folder at path.

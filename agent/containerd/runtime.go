@@ -52,6 +52,8 @@ const (
 	labelStderr  = "wherry.dev/stderr"
 	labelTTY     = "wherry.dev/tty"
 	labelCgroup  = "wherry.dev/cgroup"
+	// labelRealtime marks containers that get a share of real-time scheduling.
+	labelRealtime = "wherry.dev/realtime"
 	// labelView marks snapshots that are mounted for a moment to look into an image.
 	labelView = "wherry.dev/view"
 )

@@ -25,13 +25,17 @@ type SpecOptions struct {
 	Capabilities []string
 	// NoFile is the limit of open files when the template sets none; 0 is 65536.
 	NoFile uint64
-	// NoSwapLimit tells that the node's kernel cannot limit swap.
-	NoSwapLimit bool
+	// NoSwapLimit tells that the node's kernel cannot limit swap, NoRealtime that
+	// it cannot share out real-time scheduling, NoBlockWeight that no scheduler of
+	// block devices weighs control groups.
+	NoSwapLimit, NoRealtime, NoBlockWeight bool
 	// Init is the path of the program on the node that is mounted as init.
 	Init string
 	// Devices are the device nodes of the node at, or below, the sources of
 	// the template's devices, or all of the node's for a privileged container.
 	Devices []specs.LinuxDevice
+	// BlockDevices are the devices that the template's limits name. // :: path → device
+	BlockDevices map[string]specs.LinuxDevice
 }
 
 // Defaults of a container.
@@ -67,7 +71,7 @@ func Spec(c agent.Container, o SpecOptions) (*specs.Spec, error) {
 		Version:     "1.0.2",
 		Process:     process,
 		Root:        &specs.Root{Path: "rootfs", Readonly: t.ReadOnly},
-		Hostname:    hostname(c),
+		Hostname:    ownHostname(c),
 		Mounts:      mounts,
 		Linux:       linux,
 		Annotations: annotations(c),
@@ -85,6 +89,14 @@ func hostname(c agent.Container) string {
 	return c.Hostname
 }
 
+// ownHostname is empty when the container has the name of its node.
+func ownHostname(c agent.Container) string {
+	if c.Template.UTSMode == "host" {
+		return ""
+	}
+	return hostname(c)
+}
+
 // annotations of the container: the user's, and none of the image's. The
 // labels of the container travel along, since nothing else of the spec holds them.
 func annotations(c agent.Container) map[string]string {
@@ -94,8 +106,8 @@ func annotations(c agent.Container) map[string]string {
 	}
 	maps.Copy(a, c.Template.Annotations)
 	for k := range a {
-		// These would make the shim or the OCI runtime behave differently.
-		if strings.HasPrefix(k, "io.containerd.") || strings.HasPrefix(k, "org.systemd.") || strings.HasPrefix(k, "run.oci.") || strings.HasPrefix(k, "io.kubernetes.") {
+		// Refused when the stack was applied; stacks of before that check have them.
+		if spec.ReservedAnnotation(k) {
 			delete(a, k)
 		}
 	}
@@ -141,6 +153,7 @@ func specProcess(c agent.Container, o SpecOptions) (*specs.Process, error) {
 		Rlimits:         rlimits,
 		NoNewPrivileges: !t.Privileged,
 	}
+	p.User.Umask = t.Umask
 	if adj := t.Resources.OOMScoreAdj; adj != 0 {
 		p.OOMScoreAdj = &adj
 	}

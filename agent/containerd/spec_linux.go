@@ -54,12 +54,16 @@ func specLinux(c agent.Container, o SpecOptions) (*specs.Linux, error) {
 	if err != nil {
 		return nil, err
 	}
+	resources, err := specResources(t, o)
+	if err != nil {
+		return nil, err
+	}
 	l := &specs.Linux{
 		Sysctl:      sysctls,
 		Namespaces:  specNamespaces(c, o),
 		CgroupsPath: path.Join(o.CgroupParent, string(c.Task)),
 		Devices:     devices,
-		Resources:   specResources(&t.Resources, !o.NoSwapLimit),
+		Resources:   resources,
 	}
 	l.Resources.Devices = rules
 	if !t.Privileged {
@@ -87,7 +91,10 @@ func specLinux(c agent.Container, o SpecOptions) (*specs.Linux, error) {
 
 func specNamespaces(c agent.Container, o SpecOptions) []specs.LinuxNamespace {
 	t := &c.Template
-	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.UTSNamespace}}
+	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if t.UTSMode != "host" {
+		ns = append(ns, specs.LinuxNamespace{Type: specs.UTSNamespace})
+	}
 	if hasNetNS(c) {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: c.NetNS})
 	}
@@ -97,7 +104,7 @@ func specNamespaces(c agent.Container, o SpecOptions) []specs.LinuxNamespace {
 	if t.IPCMode != "host" {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.IPCNamespace})
 	}
-	if o.Unified && !t.Privileged {
+	if t.CgroupMode == "private" || t.CgroupMode == "" && o.Unified && !t.Privileged {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	return ns
@@ -187,52 +194,17 @@ func specDevices(t *spec.Template, o SpecOptions) ([]specs.LinuxDevice, []specs.
 			return nil, nil, spec.Invalidf("device %s does not exist on this node", d.Source)
 		}
 	}
+	for _, r := range t.DeviceRules {
+		rule := specs.LinuxDeviceCgroup{Allow: true, Type: r.Type, Access: r.Permissions}
+		if r.Major >= 0 {
+			rule.Major = num(r.Major)
+		}
+		if r.Minor >= 0 {
+			rule.Minor = num(r.Minor)
+		}
+		rules = append(rules, rule)
+	}
 	return devices, rules, nil
-}
-
-func specResources(r *spec.Resources, swapLimit bool) *specs.LinuxResources {
-	out := &specs.LinuxResources{}
-	cpu := specs.LinuxCPU{Cpus: r.Cpuset}
-	switch {
-	case r.NanoCPUs > 0:
-		period := uint64(100_000)
-		quota := r.NanoCPUs * int64(period) / 1e9
-		cpu.Period, cpu.Quota = &period, &quota
-	default:
-		if r.CPUPeriod > 0 {
-			period := uint64(r.CPUPeriod)
-			cpu.Period = &period
-		}
-		if r.CPUQuota != 0 {
-			quota := r.CPUQuota
-			cpu.Quota = &quota
-		}
-	}
-	if r.CPUShares > 0 {
-		shares := uint64(r.CPUShares)
-		cpu.Shares = &shares
-	}
-	if cpu != (specs.LinuxCPU{}) {
-		out.CPU = &cpu
-	}
-	if r.Memory > 0 {
-		limit := r.Memory
-		out.Memory = &specs.LinuxMemory{Limit: &limit}
-		// As in Docker: without a word about it, as much swap as memory.
-		swap := 2 * limit
-		if r.MemorySwap != 0 {
-			swap = r.MemorySwap
-		}
-		if swapLimit {
-			out.Memory.Swap = &swap
-		}
-	}
-	pids := int64(defaultPids)
-	if r.Pids != 0 {
-		pids = r.Pids
-	}
-	out.Pids = &specs.LinuxPids{Limit: &pids} // a negative one is none
-	return out
 }
 
 // The fourteen capabilities of Docker without NET_RAW, which lets a container

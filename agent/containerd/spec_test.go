@@ -165,7 +165,11 @@ var changes = map[string]func(*spec.Template){
 	"Init":        func(t *spec.Template) { t.Init = true },
 	"PIDMode":     func(t *spec.Template) { t.PIDMode = "host" },
 	"IPCMode":     func(t *spec.Template) { t.IPCMode = "host" },
+	"UTSMode":     func(t *spec.Template) { t.UTSMode = "host" },
+	"CgroupMode":  func(t *spec.Template) { t.CgroupMode = "private" },
+	"Umask":       func(t *spec.Template) { t.Umask = new(uint32(0)) },
 	"Devices":     func(t *spec.Template) { t.Devices = []spec.Device{{Source: "/dev/fuse", Target: "/dev/fuse"}} },
+	"DeviceRules": func(t *spec.Template) { t.DeviceRules = []spec.DeviceRule{{Type: "c", Major: 1, Minor: -1}} },
 
 	"Resources.NanoCPUs":    func(t *spec.Template) { t.Resources.NanoCPUs = 5e8 },
 	"Resources.Memory":      func(t *spec.Template) { t.Resources.Memory = 1 << 20 },
@@ -176,7 +180,14 @@ var changes = map[string]func(*spec.Template){
 	"Resources.Cpuset":      func(t *spec.Template) { t.Resources.Cpuset = "0" },
 	"Resources.ShmSize":     func(t *spec.Template) { t.Resources.ShmSize = 1 << 20 },
 	"Resources.OOMScoreAdj": func(t *spec.Template) { t.Resources.OOMScoreAdj = 5 },
-	"Resources.MemorySwap":  func(t *spec.Template) { t.Resources.Memory, t.Resources.MemorySwap = 1<<20, -1 },
+	"Resources.KeepOnOOM":   func(t *spec.Template) { t.Resources.KeepOnOOM = true },
+	"Resources.Swappiness":  func(t *spec.Template) { t.Resources.Swappiness = new(int64(0)) },
+	"Resources.BlockIO":     func(t *spec.Template) { t.Resources.BlockIO = &spec.BlockIO{Weight: 10} },
+
+	"Resources.RealtimeRuntime": func(t *spec.Template) { t.Resources.RealtimeRuntime = 1000 },
+	"Resources.RealtimePeriod":  func(t *spec.Template) { t.Resources.RealtimePeriod = 1000 },
+
+	"Resources.MemorySwap": func(t *spec.Template) { t.Resources.Memory, t.Resources.MemorySwap = 1<<20, -1 },
 }
 
 func TestEveryFieldOfTheTemplateCounts(t *testing.T) {

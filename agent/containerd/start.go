@@ -100,6 +100,11 @@ func (r *Runtime) newProcess(ctx context.Context, t spec.TaskID, h *handle) (int
 	}
 	r.creating.RLock()
 	defer r.creating.RUnlock()
+	if h.labels[labelRealtime] != "" {
+		if err := lendRealtime(r.cgroupParent()); err != nil {
+			return 0, err
+		}
+	}
 	resp, err := r.tasks().Create(ctx, req)
 	if err != nil {
 		return 0, err

@@ -140,6 +140,9 @@ type loading struct {
 	// origins are the paths of what is elsewhere in the model, by its path there.
 	origins  map[string]path
 	contents map[spec.ContentID][]byte
+	// model is compose-go's merged model, which also knows what zero values hide;
+	// nil before the conversion.
+	model map[string]any
 }
 
 // run goes through the stages; each one adds findings, and those after which

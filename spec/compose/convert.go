@@ -54,15 +54,17 @@ func (l *loading) convert(p *types.Project) {
 		l.stack.Volumes = nil
 	}
 	if err := spec.ValidateStack(&l.stack); err != nil {
+		before := slices.Clone(l.findings)
 		for _, line := range strings.Split(err.Error(), "\n") {
-			l.refuseLine(line)
+			l.refuseLine(line, before)
 		}
 	}
 }
 
 // refuseLine makes a finding of a line of spec.ValidateStack, whose paths are
-// those of the model, unless the place has been refused for a better reason.
-func (l *loading) refuseLine(line string) {
+// those of the model, unless the place has been refused for a better reason,
+// which is among the findings before.
+func (l *loading) refuseLine(line string, before []Finding) {
 	where, message, _ := strings.Cut(line, ": ")
 	if p, ok := l.origins[where]; ok {
 		if !l.refusedWithin(p.String()) {
@@ -82,15 +84,15 @@ func (l *loading) refuseLine(line string) {
 	if len(p) < len(parts) && len(p) < 3 && len(parts) > 2 {
 		message = path(parts[2:]).String() + ": " + message
 	}
-	if l.refusedWithin(p[:min(len(p), 3)].String()) {
+	if refusedWithin(before, p[:min(len(p), 3)].String()) {
 		return
 	}
 	l.refuse(p, "", "%s", message)
 }
 
-// refusedWithin reports whether there is a refusal at a path or below.
-func (l *loading) refusedWithin(p string) bool {
-	return slices.ContainsFunc(l.findings, func(f Finding) bool {
+// refusedWithin reports whether a refusal is at a path or below.
+func refusedWithin(findings []Finding, p string) bool {
+	return slices.ContainsFunc(findings, func(f Finding) bool {
 		rest, ok := strings.CutPrefix(f.Path, p)
 		return f.Verdict == Refused && ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
 	})
@@ -104,6 +106,8 @@ var modelKeys = map[string]string{
 	"sysctls": "sysctls", "cap_add": "cap_add", "devices": "devices", "log": "logging", "platform": "platform", "image": "image",
 	"nano_cpus": "cpus", "memory": "mem_limit", "memory_swap": "memswap_limit", "pids": "pids_limit", "cpu_shares": "cpu_shares",
 	"cpu_quota": "cpu_quota", "cpu_period": "cpu_period", "cpuset": "cpuset", "shm_size": "shm_size", "oom_score_adj": "oom_score_adj",
+	"swappiness": "mem_swappiness", "realtime_runtime": "cpu_rt_runtime", "realtime_period": "cpu_rt_period", "block_io": "blkio_config",
+	"uts_mode": "uts", "cgroup_mode": "cgroup", "umask": "umask", "device_rules": "device_cgroup_rules",
 }
 
 func (c *conversion) service(name string, s types.ServiceConfig) spec.ServiceSpec {

@@ -62,7 +62,11 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 		ReadOnly:    s.ReadOnly,
 		Init:        s.Init != nil && *s.Init,
 		PIDMode:     c.namespaceMode(at.key("pid"), s.Pid),
-		IPCMode:     c.namespaceMode(at.key("ipc"), s.Ipc, "private", "shareable"),
+		IPCMode:     c.ipcMode(at.key("ipc"), s.Ipc),
+		UTSMode:     c.namespaceMode(at.key("uts"), s.Uts),
+		CgroupMode:  s.Cgroup,
+		Umask:       s.Umask,
+		DeviceRules: c.deviceRules(at.key("device_cgroup_rules"), s.DeviceCgroupRules),
 		Devices:     c.devices(at.key("devices"), s.Devices),
 		Log:         c.log(at.key("logging"), s.Logging),
 	}
@@ -304,6 +308,12 @@ func (c *conversion) resources(at path, s types.ServiceConfig) spec.Resources {
 		NanoCPUs: nanoCPUs(s.CPUS), Memory: int64(s.MemLimit), MemorySwap: int64(s.MemSwapLimit), Pids: s.PidsLimit,
 		CPUShares: s.CPUShares, CPUQuota: s.CPUQuota, CPUPeriod: s.CPUPeriod, Cpuset: s.CPUSet,
 		ReserveMemory: int64(s.MemReservation), ShmSize: int64(s.ShmSize), OOMScoreAdj: int(s.OomScoreAdj),
+		KeepOnOOM: s.OomKillDisable, RealtimeRuntime: s.CPURTRuntime, RealtimePeriod: s.CPURTPeriod,
+		BlockIO: blockIO(s.BlkioConfig),
+	}
+	if s.MemSwappiness != 0 || c.given(at.key("mem_swappiness")) {
+		n := int64(s.MemSwappiness)
+		out.Swappiness = &n
 	}
 	if s.Deploy != nil {
 		if limits := s.Deploy.Resources.Limits; limits != nil {
@@ -315,6 +325,9 @@ func (c *conversion) resources(at path, s types.ServiceConfig) spec.Resources {
 			set(&out.ReserveCPUs, nanoCPUs(r.NanoCPUs.Value()))
 			set(&out.ReserveMemory, int64(r.MemoryBytes))
 		}
+	}
+	if out.KeepOnOOM && out.Memory == 0 {
+		c.note(at.key("oom_kill_disable"), "without mem_limit, processes that the node has no memory for stop for ever")
 	}
 	if out.NanoCPUs > 0 && out.CPUQuota > 0 {
 		c.refuse(at.key("cpu_quota"), "use one of them", "cpus and cpu_quota set the same limit")
@@ -404,22 +417,6 @@ func (c *conversion) securityOpt(at path, opts []string) []string {
 		out = append(out, key+"="+value)
 	}
 	return out
-}
-
-func (c *conversion) namespaceMode(at path, mode string, same ...string) string {
-	switch {
-	case mode == "" || slices.Contains(same, mode):
-		return ""
-	case mode == "host":
-		return mode
-	case strings.HasPrefix(mode, "service:"), mode == "none":
-		c.refuse(at, leaveOut, "the mode %q: %s", mode, notBuilt)
-	case strings.HasPrefix(mode, "container:"):
-		c.refuse(at, leaveOut, "the mode %q: a container outside the stack may be on another node", mode)
-	default:
-		c.refuse(at, "", "the mode %q does not exist, want host", mode)
-	}
-	return ""
 }
 
 func (c *conversion) devices(at path, in []types.DeviceMapping) []spec.Device {

@@ -73,6 +73,7 @@ func (l *loading) project() (*types.Project, bool) {
 		return l.diagnose(err)
 	}
 	l.judgeModel(dict)
+	l.model = copyAny(dict).(map[string]any)
 	return l.checked(dict, project)
 }
 
@@ -112,6 +113,19 @@ func (l *loading) bind(dict map[string]any, name string, check bool) (project *t
 	opts := loader.ToOptions(&details, []func(*loader.Options){l.loaderOptions(!check)})
 	opts.SetProjectName(name, true)
 	return loader.ModelToProject(dict, opts, details)
+}
+
+// given reports whether any of the files gives a value to a key, which may be
+// the zero value. No part of p may be an index.
+func (l *loading) given(p path) bool {
+	var v any = l.model
+	for _, k := range p {
+		m, _ := v.(map[string]any)
+		if v = m[k]; v == nil {
+			return false
+		}
+	}
+	return true
 }
 
 // recovered turns a panic of compose-go, which asserts types before it has

@@ -25,7 +25,7 @@ var serviceRows = []row{
 	{path: "services.*.read_only"},
 	{path: "services.*.labels", note: "labels of the container", subtree: true},
 	{path: "services.*.label_file", note: "read by the client"},
-	{path: "services.*.annotations", subtree: true},
+	{path: "services.*.annotations", note: "of the container; those that containerd, systemd or the OCI runtime take as orders are refused", subtree: true},
 
 	{path: "services.*.container_name", note: "a further name of the service on its networks; tasks are named STACK.SERVICE.SLOT"},
 	{path: "services.*.scale", note: "the same as deploy.replicas"},

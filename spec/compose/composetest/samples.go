@@ -42,6 +42,11 @@ func mountPair(common, a, b string) Pair {
 	return service("volumes:\n  - {"+common+a+"}", "volumes:\n  - {"+common+b+"}")
 }
 
+// rate puts a limit of 1 MiB per second on /dev/sda, and another one.
+func rate(key, device, value string) Pair {
+	return service("blkio_config: {"+key+": [{path: /dev/sda, rate: 1m}]}", "blkio_config: {"+key+": [{path: "+device+", rate: "+value+"}]}")
+}
+
 // withVolumes adds the declaration of a volume to both files.
 func (p Pair) withVolumes() Pair {
 	return Pair{p.A + "volumes:\n  vol:\n", p.B + "volumes:\n  vol:\n"}
@@ -227,4 +232,24 @@ var Samples = map[string]Pair{
 		"devices: [{source: /dev/a, target: /dev/b, permissions: rw}]"),
 	"services.*.ipc": service("ipc: host", "ipc: private"),
 	"services.*.pid": service("pid: host", "tty: false"),
+
+	"services.*.mem_swappiness":                         service("mem_swappiness: 0", "mem_swappiness: 60"),
+	"services.*.oom_kill_disable":                       service("oom_kill_disable: true", "oom_kill_disable: false"),
+	"services.*.cpu_rt_period":                          service("cpu_rt_period: 1000000", "cpu_rt_period: 500000"),
+	"services.*.cpu_rt_runtime":                         service("cpu_rt_runtime: 950000", "cpu_rt_runtime: 400000"),
+	"services.*.blkio_config.weight":                    service("blkio_config: {weight: 10}", "blkio_config: {weight: 20}"),
+	"services.*.blkio_config.weight_device.[].path":     service("blkio_config: {weight_device: [{path: /dev/sda, weight: 10}]}", "blkio_config: {weight_device: [{path: /dev/sdb, weight: 10}]}"),
+	"services.*.blkio_config.weight_device.[].weight":   service("blkio_config: {weight_device: [{path: /dev/sda, weight: 10}]}", "blkio_config: {weight_device: [{path: /dev/sda, weight: 20}]}"),
+	"services.*.blkio_config.device_read_bps.[].path":   rate("device_read_bps", "/dev/sdb", "1m"),
+	"services.*.blkio_config.device_read_bps.[].rate":   rate("device_read_bps", "/dev/sda", "2m"),
+	"services.*.blkio_config.device_write_bps.[].path":  rate("device_write_bps", "/dev/sdb", "1m"),
+	"services.*.blkio_config.device_write_bps.[].rate":  rate("device_write_bps", "/dev/sda", "2m"),
+	"services.*.blkio_config.device_read_iops.[].path":  rate("device_read_iops", "/dev/sdb", "1m"),
+	"services.*.blkio_config.device_read_iops.[].rate":  rate("device_read_iops", "/dev/sda", "20"),
+	"services.*.blkio_config.device_write_iops.[].path": rate("device_write_iops", "/dev/sdb", "1m"),
+	"services.*.blkio_config.device_write_iops.[].rate": rate("device_write_iops", "/dev/sda", "20"),
+	"services.*.cgroup":                                 service("cgroup: host", "cgroup: private"),
+	"services.*.device_cgroup_rules":                    service("device_cgroup_rules: ['c 1:3 r']", "device_cgroup_rules: ['c 1:* r']"),
+	"services.*.uts":                                    service("uts: host", "tty: false"),
+	"services.*.umask":                                  service("umask: 0", "umask: 0o027"),
 }

@@ -1,0 +1,12 @@
+package store
+
+import "wherry.dev/spec"
+
+// newInTemplate reports whether the template of a service says something that
+// programs before AddressFormat do not know.
+func newInTemplate(s *spec.ServiceSpec) bool {
+	t := &s.Template
+	r := &t.Resources
+	return t.UTSMode != "" || t.CgroupMode != "" || t.Umask != nil || t.DeviceRules != nil ||
+		r.KeepOnOOM || r.Swappiness != nil || r.RealtimeRuntime != 0 || r.RealtimePeriod != 0 || r.BlockIO != nil
+}
