@@ -15,7 +15,7 @@ build:
 
 # What a new machine lacks: the runtime, and what the tests and examples use.
 deps:
-	@need=; for p in runc:runc nft:nftables busybox:busybox-static docker-registry:docker-registry strace:strace ip:iproute2 curl:curl; do \
+	@need=; for p in runc:runc nft:nftables iptables:iptables busybox:busybox-static docker-registry:docker-registry strace:strace ip:iproute2 curl:curl; do \
 	  command -v $${p%%:*} >/dev/null || [ -x /usr/sbin/$${p%%:*} ] || need="$$need $${p##*:}"; done; \
 	if [ -n "$$need" ]; then echo "installing$$need"; $(SUDO) apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$need >/dev/null; fi

@@ -814,8 +814,8 @@ func TestForeignFirewallIsNamed(t *testing.T) {
 	w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 	w.set()
 	w.eventually("the chain is named", func() error {
-		if st := w.host.Status(); len(st.Warnings) != 1 || !strings.Contains(st.Warnings[0], "chain FORWARD of nftables table inet fw") {
-			return fmt.Errorf("warnings %q", st.Warnings)
+		if st := w.host.Status(); len(st.Firewalls) != 1 || st.Firewalls[0].Chain != "chain FORWARD of nftables table inet fw" {
+			return fmt.Errorf("firewalls %v", st.Firewalls)
 		}
 		return nil
 	})

@@ -89,6 +89,8 @@ type Host struct {
 
 	dns dnsSender
 	led *ledger
+	// walls are read by Run alone; nil are not looked at.
+	walls *wallWatch
 }
 
 // task is a sandbox and what is going on with it.
@@ -130,8 +132,8 @@ type Status struct {
 	// Repairs counts the operations that were needed although nothing wanted
 	// had changed: somebody or something else had changed the kernel.
 	Repairs uint64
-	// Warnings name what others have set up that stands in the way.
-	Warnings []string
+	// Firewalls are chains of others that stand in the way.
+	Firewalls []FirewallProblem
 	// Errors of the last pass.
 	Errors []string
 }
@@ -153,7 +155,9 @@ func New(c Config) *Host {
 		log = slog.New(slog.DiscardHandler)
 	}
 	spaces := newNamespaces(c.RunDir)
-	return newHost(c, log, spaces, func() (kernel, error) { return newLinuxKernel(c.Node, spaces, log) })
+	h := newHost(c, log, spaces, func() (kernel, error) { return newLinuxKernel(c.Node, spaces, log) })
+	h.walls = &wallWatch{}
+	return h
 }
 
 func newHost(c Config, log *slog.Logger, spaces sandboxes, open func() (kernel, error)) *Host {
@@ -265,7 +269,7 @@ func (h *Host) Status() Status {
 	s := h.status
 	s.Applied = maps.Clone(s.Applied)
 	s.Ports = slices.Clone(s.Ports)
-	s.Conflicts, s.Warnings, s.Errors = slices.Clone(s.Conflicts), slices.Clone(s.Warnings), slices.Clone(s.Errors)
+	s.Conflicts, s.Firewalls, s.Errors = slices.Clone(s.Conflicts), slices.Clone(s.Firewalls), slices.Clone(s.Errors)
 	return s
 }
 
@@ -320,6 +324,7 @@ func (h *Host) Run(ctx context.Context) error {
 		return fmt.Errorf("start network: %w", err)
 	}
 	defer k.close()
+	defer h.walls.close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -337,6 +342,9 @@ func (h *Host) Run(ctx context.Context) error {
 		h.converge(full)
 		h.removeDoomed()
 		h.refreshDNS(ctx)
+		if full {
+			h.watchFirewalls()
+		}
 		select {
 		case <-ctx.Done():
 			h.clear()
@@ -434,7 +442,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	}
 	seen, err := k.observe(q)
 	if !seen.host {
-		h.finish(change, nets, refused, seen, []error{err})
+		h.finish(change, nets, refused, []error{err})
 		return nil, 0
 	}
 	problems := []error{err}
@@ -498,7 +506,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 		h.status.Repairs += uint64(len(ops) - failed)
 		h.mu.Unlock()
 	}
-	h.finish(change, nets, refused, seen, problems)
+	h.finish(change, nets, refused, problems)
 	return ops, failed
 }
 
@@ -521,11 +529,11 @@ func (h *Host) documentsLocked() []spec.HostNetwork {
 }
 
 // finish records the outcome of a pass and logs what is new about it.
-func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]error, seen observation, problems []error) {
+func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]error, problems []error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	st := &h.status
-	st.Conflicts, st.Errors, st.Warnings = nil, nil, seen.warnings
+	st.Conflicts, st.Errors = nil, nil
 	ports := []spec.PortStatus{}
 	for _, n := range nets {
 		for _, p := range n.Ports {
@@ -560,7 +568,7 @@ func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]
 			st.Applied[n.Network.ID] = n.Clock
 		}
 	}
-	now := fmt.Sprint(st.Conflicts, st.Errors, st.Warnings)
+	now := fmt.Sprint(st.Conflicts, st.Errors)
 	if now == h.seen {
 		return
 	}
@@ -570,8 +578,5 @@ func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]
 	}
 	for _, e := range st.Errors {
 		h.log.Warn("the network is not as wanted; trying again", "err", e)
-	}
-	for _, w := range st.Warnings {
-		h.log.Warn("a firewall stands in the way", "err", w)
 	}
 }

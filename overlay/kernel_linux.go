@@ -65,8 +65,6 @@ type observation struct {
 	// default route; 0 when there is neither. adrift: no device has the address.
 	mtu    int
 	adrift bool
-	// warnings name what others have set up that stands in the way.
-	warnings []string
 }
 
 // watchRetry is the time between two tries to hear the kernel's events.

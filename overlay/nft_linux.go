@@ -46,7 +46,6 @@ type nftTables struct {
 type nftReading struct {
 	generation uint32
 	table      *Table // nil if there was none
-	warnings   []string
 }
 
 // ruleComment is the kind of a rule's user data that holds its comment
@@ -166,8 +165,7 @@ func (n *nftTables) newTableLocked(flags uint32) error {
 	return err
 }
 
-// observe reads the table, and the chains of others that drop what is
-// forwarded.
+// observe reads the table.
 func (n *nftTables) observe(o *observation) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -176,7 +174,6 @@ func (n *nftTables) observe(o *observation) error {
 		n.closeLocked()
 		return fmt.Errorf("read nftables: %w", err)
 	}
-	o.warnings = append(o.warnings, n.last.warnings...)
 	if n.last.table != nil {
 		o.state.Tables[n.hostID()] = *n.last.table
 	}
@@ -208,20 +205,13 @@ func (n *nftTables) observeLocked() error {
 	for _, t := range tables {
 		found = found || t.Name == n.name
 	}
-	if !found && n.family != "" {
+	if !found {
 		n.own, n.last = false, now
 		return nil
 	}
 	chains, err := n.conn.ListChains()
 	if err != nil {
 		return err
-	}
-	if n.family == "" {
-		now.warnings = foreignDrops(chains, n.name)
-	}
-	if !found {
-		n.own, n.last = false, now
-		return nil
 	}
 	if err := n.claimLocked(); err != nil {
 		return err
@@ -279,24 +269,6 @@ func hookOf(c *nftables.Chain) Hook {
 	}
 	names := map[nftables.ChainHook]string{0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
 	return Hook{Type: string(c.Type), Name: names[*c.Hooknum], Priority: int(*c.Priority)}
-}
-
-// foreignDrops names the chains of others that drop by policy what the host
-// forwards.
-func foreignDrops(chains []*nftables.Chain, ours string) []string {
-	var out []string
-	for _, c := range chains {
-		if c.Table == nil || c.Table.Name == ours || hookOf(c).Name != "forward" || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
-			continue
-		}
-		family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyINet: "inet"}[c.Table.Family]
-		if family == "" {
-			continue
-		}
-		out = append(out, fmt.Sprintf("chain %s of nftables table %s %s drops forwarded packets by policy; let the bridges of this node through: nft insert rule %s %s %s iifname \"wbr-*\" accept; the same with oifname",
-			c.Name, family, c.Table.Name, family, c.Table.Name, c.Name))
-	}
-	return out
 }
 
 // transact does operations on the nftables of the namespace as one transaction.
