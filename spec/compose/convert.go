@@ -67,7 +67,7 @@ func (l *loading) convert(p *types.Project) {
 func (l *loading) refuseLine(line string, before []Finding) {
 	where, message, _ := strings.Cut(line, ": ")
 	if p, ok := l.origins[where]; ok {
-		if !l.refusedWithin(p.String()) {
+		if !refusedWithin(before, p.String()) {
 			l.refuse(p, "", "%s", message)
 		}
 		return
