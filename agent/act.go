@@ -45,6 +45,8 @@ func (w *worker) do(ctx context.Context, a action, in input) error {
 		return w.adopt(in)
 	case actEnded:
 		return w.ended(ctx, in)
+	case actHook, actBefore:
+		return w.startHook(ctx, a)
 	case actProbe:
 		w.startProbe(ctx, in)
 		return nil
@@ -277,7 +279,7 @@ func (w *worker) start(ctx context.Context) error {
 		m.Status.Started++
 		a.Number = m.Status.Started
 	}
-	m.Attempt, m.StopSent, m.KillSent, m.Health = &a, time.Time{}, time.Time{}, health{}
+	m.Attempt, m.StopSent, m.KillSent, m.PreStopped, m.Health = &a, time.Time{}, time.Time{}, 0, health{}
 	if m.Status.State.Before(spec.TaskStarting) {
 		m.setState(spec.TaskStarting, time.Now())
 	}
@@ -333,7 +335,7 @@ func (w *worker) started(m memory, pid int) memory {
 	a := *m.Attempt
 	a.PID = pid
 	m.Status.Health = spec.HealthStarting
-	if resolveCheck(w.tmpl.Health, imageHealth(m.Image)) == nil {
+	if resolveCheck(w.tmpl.Health, imageHealth(m.Image)) == nil && !hooksLeft(w.tmpl, &a) {
 		m.Status.Health, a.GoodSince = spec.HealthNone, a.Started
 	}
 	m.Attempt = &a
@@ -383,6 +385,7 @@ func (w *worker) adopt(in input) error {
 // ended takes note of the end of a process and lets the policy decide.
 func (w *worker) ended(ctx context.Context, in input) error {
 	w.stopProbe()
+	w.stopHook()
 	w.stopDrain()
 	w.signalled = false
 	e := ending{code: in.run.ExitCode, at: in.run.Ended, oom: in.run.OOM}
@@ -420,21 +423,28 @@ func (w *worker) ended(ctx context.Context, in input) error {
 }
 
 func (w *worker) signal(ctx context.Context) error {
+	w.beginStop("stopping")
+	if err := w.sendSignal(ctx, w.mem.Stop.Signal, false); err != nil {
+		return err
+	}
+	w.signalled = true
+	return nil
+}
+
+// beginStop ends what is under way in the container and notes since when the
+// grace runs.
+func (w *worker) beginStop(reason string) {
 	w.stopProbe()
+	w.stopHook()
 	w.stopDrain()
 	m := w.mem
 	if m.StopSent.IsZero() {
 		m.StopSent = time.Now()
 	}
 	if m.Attempt == nil || m.Attempt.Unhealthy == "" {
-		m.Status.Reason = "stopping"
+		m.Status.Reason = reason
 	}
 	w.commit(m)
-	if err := w.sendSignal(ctx, m.Stop.Signal, false); err != nil {
-		return err
-	}
-	w.signalled = true
-	return nil
 }
 
 func (w *worker) kill(ctx context.Context) error {

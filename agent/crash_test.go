@@ -113,6 +113,7 @@ func crashStory(t *testing.T, left int) (effects int) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t, "first sleep 3; first echo bye; first exit 5; "+forever)
 		n.template.Exclusive = true
+		n.template.PostStart, n.template.PreStop = hooks("warm"), hooks("flush")
 		boot := time.Now()
 		n.clock = func() time.Duration { return time.Since(boot) + time.Hour }
 		seed, err := spec.PackContent([]spec.ContentFile{{Path: "seed.txt", Mode: 0o644, Data: []byte("seed")}})

@@ -43,9 +43,12 @@ type memory struct {
 	Streak   int         `json:"streak,omitempty"`
 	Failures []time.Time `json:"failures,omitempty"`
 	Health   health      `json:"health,omitzero"`
-	// StopSent and KillSent are when the process was told to end.
+	// StopSent and KillSent are when the process was told to end, or when the
+	// first hook before that was begun.
 	StopSent time.Time `json:"stop_sent,omitzero"`
 	KillSent time.Time `json:"kill_sent,omitzero"`
+	// PreStopped counts the hooks before the stop that are over since StopSent.
+	PreStopped int `json:"pre_stopped,omitempty"`
 	// Outcome is the terminal state that the task will have as soon as its
 	// container and its network are gone.
 	Outcome       spec.TaskState `json:"outcome,omitempty"`
@@ -58,6 +61,8 @@ type attempt struct {
 	Started time.Time `json:"started"`
 	// PID is 0 while the start is only intended.
 	PID int `json:"pid,omitempty"`
+	// PostStarted counts the hooks after the start that have succeeded.
+	PostStarted int `json:"post_started,omitempty"`
 	// GoodSince is when it first counted as healthy; without a check that is
 	// its start.
 	GoodSince time.Time `json:"good_since,omitzero"`
@@ -69,6 +74,8 @@ type attempt struct {
 type stopRule struct {
 	Signal int           `json:"signal"`
 	Grace  spec.Duration `json:"grace"`
+	// Hooks are run before the signal, within Grace.
+	Hooks []spec.Hook `json:"hooks,omitempty"`
 }
 
 // setState moves the status to s, which must not be before its present state.

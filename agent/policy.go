@@ -72,7 +72,7 @@ func endAttempt(m memory, e ending, halted bool, p spec.Restart, now time.Time) 
 	m.Status.PID = 0
 	m.Attempt, m.Health = nil, health{}
 	sent := !m.StopSent.IsZero()
-	m.StopSent, m.KillSent = time.Time{}, time.Time{}
+	m.StopSent, m.KillSent, m.PreStopped = time.Time{}, time.Time{}, 0
 
 	window := p.Window.D()
 	if window <= 0 {

@@ -21,8 +21,10 @@ const (
 	actStart  action = "start"  // the process
 	actAdopt  action = "adopt"  // take note of a process that runs already
 	actEnded  action = "ended"  // take note of the end of a process
+	actHook   action = "hook"   // run the next hook after the start
 	actProbe  action = "probe"  // run the health check
 	actDrain  action = "drain"  // ask the hosts that send to the task whether they still do
+	actBefore action = "before" // run the next hook before the stop
 	actSignal action = "signal" // send the stop signal
 	actKill   action = "kill"   // send SIGKILL to all
 	actRemove action = "remove" // the container
@@ -51,8 +53,10 @@ type input struct {
 	fresh bool
 	// What has been done in the life of this process.
 	image, mounts, network, logs, detached bool
-	// probing: a health check is under way.
-	probing bool
+	// probing: a health check is under way; hooking: a hook is.
+	probing, hooking bool
+	// postStart: there are hooks after the start that have not succeeded yet.
+	postStart bool
 	// signalled: this process has sent the stop signal. One that was sent by
 	// the process before is sent again, since it may have died just before; the
 	// grace is counted from the first.
@@ -173,7 +177,35 @@ func (in *input) drains() bool {
 	return in.serves && !in.drained && in.wanted && in.stopping() && in.mem.StopSent.IsZero()
 }
 
-// terminate ends the process: drain, stop signal, grace, SIGKILL.
+// lastWord is what hooks before the stop leave of the grace for the process to
+// end by its signal, unless half of it is less.
+const lastWord = 2 * time.Second
+
+// preStop decides about the hooks before the stop signal; ok is false when it
+// is to be sent.
+func (in *input) preStop(now time.Time) (d decision, ok bool) {
+	m := &in.mem
+	if in.signalled || !m.KillSent.IsZero() || m.PreStopped >= len(m.Stop.Hooks) {
+		return d, false
+	}
+	if m.StopSent.IsZero() {
+		return in.try(actBefore, now), true
+	}
+	grace := m.Stop.Grace.D()
+	end := m.StopSent.Add(grace - min(lastWord, grace/2))
+	if !now.Before(end) {
+		return d, false
+	}
+	if !in.hooking {
+		d = in.try(actBefore, now)
+	}
+	if in.hooking || d.act == actWait && end.Before(d.until) {
+		d = decision{actWait, end}
+	}
+	return d, true
+}
+
+// terminate ends the process: drain, hooks, stop signal, grace, SIGKILL.
 func (in *input) terminate(now time.Time) decision {
 	m := &in.mem
 	switch {
@@ -182,6 +214,9 @@ func (in *input) terminate(now time.Time) decision {
 		return decision{act: actDrain}
 	case now.Before(in.drainEnd):
 		return decision{actWait, in.drainEnd}
+	}
+	if d, ok := in.preStop(now); ok {
+		return d
 	}
 	if m.StopSent.IsZero() || !in.signalled && m.KillSent.IsZero() {
 		return in.try(actSignal, now)
@@ -212,6 +247,16 @@ func (in *input) stepRunning(now time.Time) decision {
 			return d
 		}
 		next = d.until
+	}
+	if in.postStart {
+		if in.hooking {
+			return decision{actWait, next}
+		}
+		d := in.try(actHook, now)
+		if d.act == actWait && !next.IsZero() && next.Before(d.until) {
+			d.until = next
+		}
+		return d
 	}
 	if in.check != nil && !in.probing {
 		due := probeDue(in.check, m.Health, m.Attempt.Started)

@@ -21,6 +21,15 @@ func TestStep(t *testing.T) {
 	alive := func() memory {
 		return memory{Status: spec.TaskStatus{State: spec.TaskRunning}, Stop: grace, Attempt: &attempt{Number: 1, Started: at(-10), PID: 7}}
 	}
+	// hooked has two hooks before the stop, which was begun then, or never at 0.
+	hooked := func(since float64, done int) memory {
+		m := alive()
+		m.Stop.Hooks, m.PreStopped = make([]spec.Hook, 2), done
+		if since != 0 {
+			m.StopSent = at(since)
+		}
+		return m
+	}
 	intended := func() memory {
 		return memory{Status: spec.TaskStatus{State: spec.TaskStarting}, Stop: grace, Attempt: &attempt{Number: 1, Started: at(-10)}}
 	}
@@ -85,6 +94,12 @@ func TestStep(t *testing.T) {
 		{"probe later", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, check: check}, decision{actWait, at(20)}},
 		{"probe now", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, check: &spec.HealthCheck{Interval: seconds(10)}}, decision{act: actProbe}},
 		{"probing", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, check: &spec.HealthCheck{Interval: seconds(10)}, probing: true}, decision{act: actWait}},
+		{"hook after the start", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, postStart: true, check: check}, decision{act: actHook}},
+		{"hook under way", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, postStart: true, hooking: true, check: &spec.HealthCheck{Interval: seconds(10)}}, decision{act: actWait}},
+		{"hook could not be run", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, postStart: true, retry: map[action]time.Time{actHook: at(3)}}, decision{actWait, at(3)}},
+		{"hook and network could not", input{known: true, wanted: true, desired: run, mem: alive(), run: running, postStart: true,
+			retry: map[action]time.Time{actHook: at(3), actAttach: at(2)}}, decision{actWait, at(2)}},
+		{"hook under way, lease", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, postStart: true, hooking: true, exclusive: true, leaseEnd: at(9)}, decision{actWait, at(9)}},
 		{"draining", input{known: true, wanted: true, desired: spec.DesiredDraining, mem: alive(), run: running, network: true}, decision{act: actWait}},
 		{"unhealthy", input{known: true, wanted: true, desired: run, run: running, network: true,
 			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning}, Stop: grace, Attempt: &attempt{PID: 7, Unhealthy: "x"}}}, decision{act: actSignal}},
@@ -124,6 +139,19 @@ func TestStep(t *testing.T) {
 		{"signal by the process before, hosts send to it", input{known: true, wanted: true, desired: stop, serves: true,
 			mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running}, decision{act: actSignal}},
 		{"what never started is not drained", input{known: true, wanted: true, desired: stop, mem: intended(), run: created, serves: true}, decision{act: actRemove}},
+		{"hook before the stop", input{known: true, wanted: true, desired: stop, mem: hooked(0, 0), run: running}, decision{act: actBefore}},
+		{"hook before the stop, after the drain", input{known: true, wanted: true, desired: stop, mem: hooked(0, 0), run: running, serves: true}, decision{act: actDrain}},
+		{"hook before the stop under way", input{known: true, wanted: true, desired: stop, mem: hooked(-2, 0), run: running, hooking: true}, decision{actWait, at(6)}},
+		{"next hook before the stop", input{known: true, wanted: true, desired: stop, mem: hooked(-2, 1), run: running}, decision{act: actBefore}},
+		{"hook before the stop could not be run", input{known: true, mem: hooked(-2, 1), run: running, retry: map[action]time.Time{actBefore: at(3)}}, decision{actWait, at(3)}},
+		{"hook before the stop cannot be run in time", input{known: true, mem: hooked(-2, 1), run: running, retry: map[action]time.Time{actBefore: at(30)}}, decision{actWait, at(6)}},
+		{"hooks before the stop over", input{known: true, mem: hooked(-2, 2), run: running}, decision{act: actSignal}},
+		{"hooks before the stop take too long", input{known: true, mem: hooked(-8, 1), run: running, hooking: true}, decision{act: actSignal}},
+		{"hooks of a short grace", input{known: true, mem: func() memory { m := hooked(-1, 1); m.Stop.Grace = seconds(3); return m }(), run: running, hooking: true}, decision{actWait, at(0.5)}},
+		{"signalled after hooks", input{known: true, mem: hooked(-8, 1), run: running, signalled: true}, decision{actWait, at(2)}},
+		{"killed after hooks", input{known: true, mem: func() memory { m := hooked(-20, 1); m.KillSent = at(-1); return m }(), run: running}, decision{actWait, at(1)}},
+		{"hook before the stop, lease over", input{known: true, mem: hooked(-2, 0), run: running, hooking: true, exclusive: true, leaseEnd: t0}, decision{act: actKill}},
+		{"ended before its hooks were", input{known: true, mem: hooked(-2, 0), run: stopped, hooking: true}, decision{act: actEnded}},
 		{"grace", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running, signalled: true}, decision{actWait, at(8)}},
 		{"signal by the process before", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-2); return m }(), run: running}, decision{act: actSignal}},
 		{"kill", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-10); return m }(), run: running, signalled: true}, decision{act: actKill}},

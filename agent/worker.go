@@ -27,6 +27,7 @@ type worker struct {
 	seen      ContainerState
 	awaiting  bool // the next observation is news whatever it says
 	probe     *probeNews
+	hooked    *hookNews
 	interrupt context.CancelFunc // ends a preparatory action that is not wanted any more
 	told      bool               // false: report the status whether or not it changed
 	stopSaid  time.Time          // since when the orders say stop; zero when they do not
@@ -46,6 +47,7 @@ type worker struct {
 	detach    bool
 	signalled bool
 	cancel    context.CancelFunc // of the probe under way
+	hook      context.CancelFunc // of the hook under way
 	drain     *drain             // since the task is to stop, until it is told to
 	fails     map[action]int
 	retry     map[action]time.Time
@@ -197,11 +199,12 @@ func (w *worker) usedContents() []spec.ContentID {
 // loop observes, decides, acts and waits until ctx ends or the task is forgotten.
 func (w *worker) loop(ctx context.Context) {
 	defer w.stopProbe()
+	defer w.stopHook()
 	defer w.stopDrain()
 	for ctx.Err() == nil {
 		in := w.observe()
 		d := step(in, time.Now())
-		// A drain waits for others; what is to start here does not wait for them.
+		// A drain and hooks take their time; what is to start here does not wait for them.
 		if in.known && d.act != actAdopt && d.act != actSignal {
 			w.a.stopTold(w.id)
 		}
@@ -233,11 +236,14 @@ func (w *worker) observe() input {
 	case !w.known:
 		w.awaiting = true
 	}
-	news := w.probe
-	w.probe = nil
+	news, hooked := w.probe, w.hooked
+	w.probe, w.hooked = nil, nil
 	w.mu.Unlock()
 	if news != nil {
 		w.takeProbe(news)
+	}
+	if hooked != nil {
+		w.takeHook(hooked)
 	}
 	w.takeDrain()
 	if w.dirty {
@@ -250,7 +256,7 @@ func (w *worker) observe() input {
 	in := input{
 		wanted: w.wanted, mem: w.mem, run: w.run, known: w.known, fresh: w.fresh,
 		image: w.image, mounts: w.prep != nil, network: w.net, logs: w.logs, detached: w.detach,
-		probing: w.cancel != nil, signalled: w.signalled, retry: w.retry,
+		probing: w.cancel != nil, hooking: w.hook != nil, signalled: w.signalled, retry: w.retry,
 	}
 	if w.a.c.Refused() {
 		w.a.order.refused(time.Now(), w.a.c.Settle)
@@ -271,6 +277,7 @@ func (w *worker) observe() input {
 	if w.task != nil {
 		in.serves = w.a.c.Senders != nil && len(w.task.Addresses) > 0
 		in.desired = w.task.Desired
+		in.postStart = hooksLeft(w.tmpl, w.mem.Attempt)
 		in.check = resolveCheck(w.tmpl.Health, imageHealth(w.mem.Image))
 		if in.mem.Stop.Signal == 0 {
 			in.mem.Stop = stopRuleOf(w.tmpl, w.mem.Image)
@@ -294,7 +301,7 @@ func stopRuleOf(tmpl *spec.Template, image *ImageConfig) stopRule {
 	if image == nil {
 		image = &ImageConfig{}
 	}
-	r := stopRule{Signal: stopSignal(tmpl, image), Grace: tmpl.StopGrace}
+	r := stopRule{Signal: stopSignal(tmpl, image), Grace: tmpl.StopGrace, Hooks: tmpl.PreStop}
 	if r.Grace <= 0 {
 		r.Grace = spec.Duration(defaultGrace)
 	}

@@ -46,10 +46,15 @@ type Template struct {
 	// ExtraHosts are "name=address" lines of /etc/hosts, in order.
 	ExtraHosts []string `json:"extra_hosts,omitempty"`
 
-	Health     *HealthCheck `json:"health,omitempty"`
-	Restart    Restart      `json:"restart"`
-	StopSignal string       `json:"stop_signal,omitempty"`
-	StopGrace  Duration     `json:"stop_grace"`
+	Health *HealthCheck `json:"health,omitempty"`
+	// PostStart are run one after the other in the container when its process has
+	// been started; until all have succeeded the task is not ready, and a failure
+	// ends the attempt. PreStop are run before the stop signal, within StopGrace.
+	PostStart  []Hook   `json:"post_start,omitempty"`
+	PreStop    []Hook   `json:"pre_stop,omitempty"`
+	Restart    Restart  `json:"restart"`
+	StopSignal string   `json:"stop_signal,omitempty"`
+	StopGrace  Duration `json:"stop_grace"`
 
 	Resources   Resources         `json:"resources,omitzero"`
 	Ulimits     map[string]Ulimit `json:"ulimits,omitempty"`
@@ -164,6 +169,18 @@ type HealthCheck struct {
 	StartInterval Duration `json:"start_interval,omitempty"`
 	// Retries is how many failures in a row make a container unhealthy.
 	Retries int `json:"retries"`
+}
+
+// Hook is a command that is run in a running container.
+type Hook struct {
+	Command []string `json:"command"`
+	// User and WorkingDir, when not empty, replace those of the container.
+	User       string `json:"user,omitempty"`
+	WorkingDir string `json:"working_dir,omitempty"`
+	// Privileged gives the command all capabilities.
+	Privileged bool `json:"privileged,omitempty"`
+	// Env is added to the container's.
+	Env map[string]string `json:"env,omitempty"`
 }
 
 // RestartCondition says after which ends a container is started again.

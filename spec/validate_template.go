@@ -52,11 +52,7 @@ func (c *checker) template(at string, t *Template) {
 	if t.Platform != "" && !platform.MatchString(t.Platform) {
 		c.add(at+".platform", "%q is not a platform such as linux/amd64", t.Platform)
 	}
-	for _, k := range slices.Sorted(maps.Keys(t.Env)) {
-		if k == "" || strings.ContainsAny(k, "=\x00") || strings.Contains(t.Env[k], "\x00") {
-			c.add(at+".env", "the variable %q is not valid", k)
-		}
-	}
+	c.env(at+".env", t.Env)
 	if t.Hostname != "" {
 		c.name(at+".hostname", t.Hostname, dnsName, "letters, digits, ., _ and -")
 	}
@@ -76,6 +72,8 @@ func (c *checker) template(at string, t *Template) {
 	c.mounts(at+".mounts", t.Mounts)
 	c.attachments(at, t)
 	c.health(at+".health", t.Health)
+	c.hooks(at+".post_start", t.PostStart)
+	c.hooks(at+".pre_stop", t.PreStop)
 	oneOf(c, at+".restart.condition", t.Restart.Condition, RestartAny, RestartOnFailure, RestartNone)
 	c.notNegative(at+".restart.delay", int64(t.Restart.Delay))
 	c.notNegative(at+".restart.window", int64(t.Restart.Window))
@@ -89,6 +87,27 @@ func (c *checker) template(at string, t *Template) {
 	c.notNegative(at+".log.max_size", t.Log.MaxSize)
 	if t.Log.MaxFiles < 0 || t.Log.MaxFiles > maxLogFiles {
 		c.add(at+".log.max_files", "must be from 0 to %d", maxLogFiles)
+	}
+}
+
+func (c *checker) env(at string, env map[string]string) {
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		if k == "" || strings.ContainsAny(k, "=\x00") || strings.Contains(env[k], "\x00") {
+			c.add(at, "the variable %q is not valid", k)
+		}
+	}
+}
+
+func (c *checker) hooks(at string, hooks []Hook) {
+	for i, h := range hooks {
+		where := fmt.Sprintf("%s[%d]", at, i)
+		if len(h.Command) == 0 || h.Command[0] == "" {
+			c.add(where, "a hook needs a command")
+		}
+		if h.WorkingDir != "" && !path.IsAbs(h.WorkingDir) {
+			c.add(where+".working_dir", "%q is not an absolute path", h.WorkingDir)
+		}
+		c.env(where+".env", h.Env)
 	}
 }
 

@@ -131,6 +131,8 @@ var elsewhere = map[string]string{
 	"DNSOptions": "the agent writes resolv.conf",
 	"ExtraHosts": "the agent writes hosts",
 	"Health":     "the agent's checks",
+	"PostStart":  "the agent's hooks",
+	"PreStop":    "the agent's hooks",
 	"Restart":    "the agent's policy",
 	"StopSignal": "the agent's stop",
 	"StopGrace":  "the agent's stop",

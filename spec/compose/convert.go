@@ -79,6 +79,9 @@ func (l *loading) refuseLine(line string, before []Finding) {
 		name, _, _ := strings.Cut(field, ".")
 		if key := modelKeys[name]; l.tree.get(parts[0], parts[1], key) != nil {
 			p = path{parts[0], parts[1], key}
+			if alike[name] {
+				p = l.existing(append(p, parts[4:]...))
+			}
 		}
 	}
 	if len(p) < len(parts) && len(p) < 3 && len(parts) > 2 {
@@ -107,8 +110,12 @@ var modelKeys = map[string]string{
 	"nano_cpus": "cpus", "memory": "mem_limit", "memory_swap": "memswap_limit", "pids": "pids_limit", "cpu_shares": "cpu_shares",
 	"cpu_quota": "cpu_quota", "cpu_period": "cpu_period", "cpuset": "cpuset", "shm_size": "shm_size", "oom_score_adj": "oom_score_adj",
 	"swappiness": "mem_swappiness", "realtime_runtime": "cpu_rt_runtime", "realtime_period": "cpu_rt_period", "block_io": "blkio_config",
-	"uts_mode": "uts", "cgroup_mode": "cgroup", "umask": "umask", "device_rules": "device_cgroup_rules",
+	"post_start": "post_start", "pre_stop": "pre_stop", "uts_mode": "uts", "cgroup_mode": "cgroup", "umask": "umask", "device_rules": "device_cgroup_rules",
 }
+
+// alike are fields of spec.Template whose parts are in the same order and have
+// the same names in the files.
+var alike = map[string]bool{"post_start": true, "pre_stop": true}
 
 func (c *conversion) service(name string, s types.ServiceConfig) spec.ServiceSpec {
 	at := path{"services", name}

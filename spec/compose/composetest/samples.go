@@ -252,4 +252,15 @@ var Samples = map[string]Pair{
 	"services.*.device_cgroup_rules":                    service("device_cgroup_rules: ['c 1:3 r']", "device_cgroup_rules: ['c 1:* r']"),
 	"services.*.uts":                                    service("uts: host", "tty: false"),
 	"services.*.umask":                                  service("umask: 0", "umask: 0o027"),
+
+	"services.*.post_start.[].command":     service("post_start: [{command: [a]}]", "post_start: [{command: a b}]"),
+	"services.*.post_start.[].user":        service("post_start: [{command: a, user: a}]", "post_start: [{command: a, user: b}]"),
+	"services.*.post_start.[].privileged":  service("post_start: [{command: a, privileged: true}]", "post_start: [{command: a, privileged: false}]"),
+	"services.*.post_start.[].working_dir": service("post_start: [{command: a, working_dir: /a}]", "post_start: [{command: a, working_dir: /b}]"),
+	"services.*.post_start.[].environment": service("post_start: [{command: a, environment: {A: b}}]", "post_start: [{command: a, environment: [A=c]}]"),
+	"services.*.pre_stop.[].command":       service("pre_stop: [{command: [a]}]", "pre_stop: [{command: a b}]"),
+	"services.*.pre_stop.[].user":          service("pre_stop: [{command: a, user: a}]", "pre_stop: [{command: a, user: b}]"),
+	"services.*.pre_stop.[].privileged":    service("pre_stop: [{command: a, privileged: true}]", "pre_stop: [{command: a, privileged: false}]"),
+	"services.*.pre_stop.[].working_dir":   service("pre_stop: [{command: a, working_dir: /a}]", "pre_stop: [{command: a, working_dir: /b}]"),
+	"services.*.pre_stop.[].environment":   service("pre_stop: [{command: a, environment: {A: b}}]", "pre_stop: [{command: a, environment: [A=c]}]"),
 }
