@@ -4,21 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"wherry.dev/spec"
 )
 
 // taskSysctls are settings of every task's namespace: ports below 1024 and
-// ping need no privilege, since the namespace is the task's own.
+// ping need no privilege, since the namespace is the task's own. What its
+// addresses and routes are is said here and not by whoever on the network
+// claims to be a router; links take that over when they are made.
 func taskSysctls() map[string]string {
 	return map[string]string{
 		"net/ipv4/ip_unprivileged_port_start": "0",
 		"net/ipv4/ping_group_range":           "0 2147483647",
+		sysctl6("default", "accept_ra"):       "0",
 	}
+}
+
+// taskSysctls6 are those of a task with IPv6: no link makes itself an address,
+// and each may have one, whatever new namespaces have from the host.
+func taskSysctls6() map[string]string {
+	return map[string]string{sysctl6("default", "addr_gen_mode"): "1", sysctl6("default", "disable_ipv6"): "0"}
 }
 
 // Attach makes the namespace of a task, connects it to its networks and
@@ -61,8 +72,8 @@ func (h *Host) begin(s spec.Sandbox) (*task, []spec.HostNetwork, error) {
 		if _, ok := usable[a.Network]; !ok && s.Mode != "none" {
 			return nil, nil, spec.Unavailablef("network %s is not on this node yet", a.Network)
 		}
-		if _, err := netip.ParsePrefix(a.IP); err != nil {
-			return nil, nil, spec.Invalidf("address %q on network %s: %v", a.IP, a.Network, err)
+		if err := checkAddress(s, a); err != nil {
+			return nil, nil, err
 		}
 	}
 	t := h.tasks[s.Task]
@@ -78,6 +89,25 @@ func (h *Host) begin(s spec.Sandbox) (*task, []spec.HostNetwork, error) {
 	h.gen++
 	t.Sandbox, t.busy, t.gen, t.inside, t.docs = s, true, h.gen, nil, h.docs
 	return t, h.documentsLocked(), nil
+}
+
+// checkAddress refuses an address that a sandbox cannot have.
+func checkAddress(s spec.Sandbox, a spec.Address) error {
+	if _, err := netip.ParsePrefix(a.IP); err != nil {
+		return spec.Invalidf("address %q on network %s: %v", a.IP, a.Network, err)
+	}
+	if a.IP6 == "" {
+		return nil
+	}
+	if p, err := netip.ParsePrefix(a.IP6); err != nil || !p.Addr().Is6() {
+		return spec.Invalidf("address %q on network %s is no IPv6 address with prefix length", a.IP6, a.Network)
+	}
+	for k, v := range s.Sysctls {
+		if p := sysctlPath(k); path.Base(p) == "disable_ipv6" && p != sysctl6("lo", "disable_ipv6") && strings.TrimSpace(v) != "0" {
+			return spec.Invalidf("sysctl %s=%s leaves the task without the IPv6 address that it has on network %s; leave the sysctl out", k, v, a.Network)
+		}
+	}
+	return nil
 }
 
 // end gives the task back to the loop. A sandbox that was not finished is
@@ -111,7 +141,7 @@ func (h *Host) attach(ctx context.Context, t *task, nets []spec.HostNetwork) (st
 	s := t.Sandbox
 	existed := h.spaces.exists(s.Task)
 	if !existed {
-		if err := h.portsFree(s, nets); err != nil {
+		if err := h.portsFree(s, h.input(nets)); err != nil {
 			return "", err
 		}
 	}
@@ -136,13 +166,9 @@ func (h *Host) attach(ctx context.Context, t *task, nets []spec.HostNetwork) (st
 // connect makes the task's part of the kernel what it ought to be. What has
 // just been made is known to be empty and is not looked at.
 func (h *Host) connect(s spec.Sandbox, nets []spec.HostNetwork, existed bool) error {
-	h.mu.Lock()
-	in := Input{Node: h.c.Node, Networks: nets, MTU: h.mtu}
-	h.mu.Unlock()
-	in.Underlay = h.underlay()
-	want := CompileTask(in, s)
+	want := CompileTask(h.input(nets), s)
 	q := query{links: true, inside: []spec.TaskID{s.Task}}
-	for k, v := range sandboxSysctls(s) {
+	for k, v := range sandboxSysctls(s, hasIPv6(want, s.Task)) {
 		key := SysctlKey{NS: s.Task, Path: k}
 		want.Sysctls[key] = v
 		q.sysctls = append(q.sysctls, key)
@@ -175,13 +201,29 @@ func (h *Host) connect(s spec.Sandbox, nets []spec.HostNetwork, existed bool) er
 }
 
 // sandboxSysctls returns the settings by path below /proc/sys.
-func sandboxSysctls(s spec.Sandbox) map[string]string {
+func sandboxSysctls(s spec.Sandbox, six bool) map[string]string {
 	out := taskSysctls()
+	if six {
+		maps.Copy(out, taskSysctls6())
+	}
 	for k, v := range s.Sysctls {
-		out[path.Clean(strings.ReplaceAll(k, ".", "/"))] = strings.Join(strings.Fields(v), " ")
+		out[sysctlPath(k)] = strings.Join(strings.Fields(v), " ")
 	}
 	return out
 }
+
+// hasIPv6 reports whether the task has an IPv6 address in s.
+func hasIPv6(s State, task spec.TaskID) bool {
+	for a := range s.Addrs {
+		if a.Link.NS == task && strings.Contains(a.IP, ":") {
+			return true
+		}
+	}
+	return false
+}
+
+// sysctlPath is where below /proc/sys a setting is that a task asks for.
+func sysctlPath(name string) string { return path.Clean(strings.ReplaceAll(name, ".", "/")) }
 
 // judgeSysctl gives an error of a setting its class: a setting of the user
 // that the kernel refuses will be refused again. One of ours that the kernel
@@ -192,7 +234,7 @@ func judgeSysctl(o Op, s spec.Sandbox, err error) error {
 		return err
 	}
 	for k := range s.Sysctls {
-		if path.Clean(strings.ReplaceAll(k, ".", "/")) == x.Key.Path {
+		if sysctlPath(k) == x.Key.Path {
 			return spec.Invalidf("sysctl %s cannot be set to %q in the task's namespace: %v", k, s.Sysctls[k], err)
 		}
 	}
@@ -202,35 +244,41 @@ func judgeSysctl(o Op, s spec.Sandbox, err error) error {
 	return err
 }
 
-func unpublishable(p spec.PublishedPort) string {
-	return fmt.Sprintf("port %d/%s cannot be published on %q: only IPv4 addresses, and tcp or udp", p.Port, p.Protocol, p.HostIP)
-}
-
 // portsFree claims the published ports of the task's service.
-func (h *Host) portsFree(s spec.Sandbox, nets []spec.HostNetwork) error {
-	var mine []spec.PublishedPort
-	owner := ""
-	for _, n := range nets {
+func (h *Host) portsFree(s spec.Sandbox, in Input) error {
+	networks := in.networks()
+	mine, owner := map[spec.NetworkID][]spec.PublishedPort{}, ""
+	for _, n := range in.Networks {
 		for _, p := range n.Ports {
 			// The longest owner that fits: service names may contain dots.
 			if !strings.HasPrefix(s.Name, strings.Replace(p.Owner, "/", ".", 1)+".") || len(p.Owner) < len(owner) {
 				continue
 			}
 			if len(p.Owner) > len(owner) {
-				owner, mine = p.Owner, nil
+				owner = p.Owner
+				clear(mine)
 			}
-			mine = append(mine, p)
+			mine[n.Network.ID] = append(mine[n.Network.ID], p)
 		}
 	}
-	for _, p := range mine {
-		if _, ok := claimOf(p); !ok {
-			return spec.Invalidf("%s", unpublishable(p))
+	var all []Claim
+	shared := map[Claim]bool{}
+	for id, ports := range mine {
+		for _, p := range ports {
+			claims, err := networks[id].claims(p)
+			if err != nil {
+				return err
+			}
+			for _, c := range claims {
+				shared[c] = shared[c] || p.Shared
+			}
+			all = append(all, claims...)
 		}
 	}
-	refused := h.kernel.claim(Claims([]spec.HostNetwork{{Ports: mine}}))
-	for _, p := range mine {
-		c, _ := claimOf(p)
-		if err := refused[c]; err != nil && !(p.Shared && errors.Is(err, errNoAddress)) {
+	slices.SortFunc(all, compareClaims)
+	refused := h.kernel.claim(slices.Compact(all))
+	for _, c := range all {
+		if err := refused[c]; err != nil && !(shared[c] && errors.Is(err, errNoAddress)) {
 			return err
 		}
 	}

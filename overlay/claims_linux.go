@@ -67,18 +67,22 @@ var errNoAddress = spec.Conflictf(spec.NoAddress)
 // stand in the way: they belong to nobody, and the bind is tried again later.
 func (k *linuxKernel) bind(c Claim) (int, error) {
 	ip, err := netip.ParseAddr(c.IP)
-	if err != nil || !ip.Is4() {
-		return 0, spec.Invalidf("port %d/%s: %q is no IPv4 address", c.Port, c.Proto, c.IP)
+	if err != nil {
+		return 0, spec.Invalidf("port %d/%s: %q is no address", c.Port, c.Proto, c.IP)
 	}
 	typ := unix.SOCK_STREAM
 	if c.Proto == "udp" {
 		typ = unix.SOCK_DGRAM
 	}
-	fd, err := unix.Socket(unix.AF_INET, typ|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(int(inetOf(ip)), typ|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, fmt.Errorf("claim port %d/%s: %w", c.Port, c.Proto, err)
+		return 0, fmt.Errorf("claim port %d/%s on %s: %w", c.Port, c.Proto, c.IP, err)
 	}
-	err = unix.Bind(fd, &unix.SockaddrInet4{Port: int(c.Port), Addr: ip.As4()})
+	if ip.Is4() {
+		err = unix.Bind(fd, &unix.SockaddrInet4{Port: int(c.Port), Addr: ip.As4()})
+	} else if err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err == nil {
+		err = unix.Bind(fd, &unix.SockaddrInet6{Port: int(c.Port), Addr: ip.As16()})
+	}
 	if err == nil {
 		return fd, nil
 	}
@@ -111,7 +115,11 @@ const tcpTimeWait = 6
 // find returns the holder of a port as text; live is false when all that is
 // left of it are closed connections.
 func (h *holderCache) find(proto string, ip netip.Addr, port uint16) (name string, live bool) {
-	for _, file := range []string{proto, proto + "6"} {
+	files := []string{proto, proto + "6"}
+	if ip.Is6() {
+		files = files[1:] // ours does not take IPv4
+	}
+	for _, file := range files {
 		f, err := os.Open("/proc/thread-self/net/" + file)
 		if err != nil {
 			continue // a host without IPv6
@@ -139,8 +147,7 @@ func findSocket(f *os.File, ip netip.Addr, port uint16) (inode uint64, found boo
 		if !ok || local.Port() != port {
 			continue
 		}
-		a := local.Addr().Unmap()
-		if !a.IsUnspecified() && !ip.IsUnspecified() && a != ip {
+		if !standsInTheWay(local.Addr().Unmap(), ip) {
 			continue
 		}
 		state, err1 := strconv.ParseUint(fields[3], 16, 8)
@@ -153,6 +160,15 @@ func findSocket(f *os.File, ip netip.Addr, port uint16) (inode uint64, found boo
 		}
 	}
 	return inode, found
+}
+
+// standsInTheWay reports whether a socket bound to a keeps others from ip. One
+// that is bound to :: may be there for IPv4 as well.
+func standsInTheWay(a, ip netip.Addr) bool {
+	if a.Is6() != ip.Is6() {
+		return a == netip.IPv6Unspecified()
+	}
+	return a == ip || a.IsUnspecified() || ip.IsUnspecified()
 }
 
 // parseSocketAddr reads "0100007F:1F90": 32-bit words in the host's order.

@@ -3,6 +3,7 @@ package overlay
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -26,24 +27,50 @@ type Input struct {
 	// MTU of this host's underlay in bytes, for networks whose document has
 	// none; 0 is 1500.
 	MTU int
+	// NoIPv6: the kernel of this host has no IPv6. Networks that have it go on
+	// with IPv4 alone.
+	NoIPv6 bool
+	// Router6 is what the host does about forwarding IPv6; nil is not known.
+	Router6 *Router6
 	// Refused are ports that another process of the host holds. They are
 	// neither claimed nor forwarded: the host's own ports are never taken away.
 	Refused map[Claim]bool
+}
+
+// Router6 says whether a host forwards IPv6, and by which of its links.
+type Router6 struct {
+	// On: between all links.
+	On bool
+	// Single: the kernel can do it for single links, since 6.17.
+	Single bool
+	// Links of others by which IPv6 goes out of the host and comes in.
+	Links []string
+	// Listeners are links of others that take router advertisements for as long
+	// as the host does not forward, and "default" for those to come.
+	Listeners []string
 }
 
 const (
 	defaultMTU = 1500
 	minMTU     = 1280
 	maxMTU     = 9000
+	// minMTU6 is the least with which the kernel does IPv6.
+	minMTU6 = 1280
 	// What a tunnel adds to a packet, over IPv4 and over IPv6.
 	vxlanOverhead4 = 50
 	vxlanOverhead6 = 70
 )
 
-// sysctlForward is the one setting of the host that has to be on.
+// sysctlForward is a setting of the host that has to be on.
 const sysctlForward = "net/ipv4/ip_forward"
 
+// sysctlForward6 is its like for IPv6.
+const sysctlForward6 = "net/ipv6/conf/all/forwarding"
+
 func sysctlLocalnet(bridge string) string { return "net/ipv4/conf/" + bridge + "/route_localnet" }
+
+// sysctl6 is a setting of IPv6 of a link, or of "default" or "all".
+func sysctl6(link, name string) string { return "net/ipv6/conf/" + link + "/" + name }
 
 // Compile returns the state that in asks for. Documents with addresses that do
 // not parse, which no manager makes, are left out.
@@ -54,37 +81,26 @@ func Compile(in Input) State {
 		return st
 	}
 	st.Sysctls[SysctlKey{Path: sysctlForward}] = "1"
-	t := Table{Sets: map[string]Set{}, Chains: baseChains()}
-	for name := range setTypes() {
-		t.Sets[name] = Set{}
-	}
-	var egress []Rule
+	tables := in.tables(networks)
 	for _, d := range in.Networks {
 		n, ok := networks[d.Network.ID]
 		if !ok {
 			continue
 		}
-		st.merge(n.bridge(in.Node))
+		st.merge(n.bridge(in))
 		n.tunnel(in, st)
-		egress = append(egress, n.program(t)...)
-		n.ends(t)
 		for _, p := range n.doc.Ports {
-			c, ok := claimOf(p)
-			if !ok || in.Refused[c] || st.Claims[c] {
-				continue
+			claims, _ := n.claims(p) // what cannot be published is told by the Host
+			for _, c := range claims {
+				if !in.Refused[c] && !st.Claims[c] {
+					st.Claims[c] = true
+					publish(tables[in.table(c)], c, p.Targets)
+				}
 			}
-			st.Claims[c] = true
-			publish(t, c, p.Targets)
 		}
 	}
-	in.members(t.Sets[setPeers], netip.Addr.Is4)
-	in.api(t.Sets[setAPI])
-	slices.SortFunc(egress, func(a, b Rule) int { return strings.Compare(a.Text, b.Text) })
-	post := t.Chains["post"]
-	post.Rules = append(post.Rules, egress...)
-	t.Chains["post"] = post
-	st.Tables[hostTable(in.Node)] = t
-	in.guard6(st, networks)
+	maps.Copy(st.Tables, tables)
+	in.forward6(st, networks)
 	shared := taskSets{}
 	for _, s := range in.Tasks {
 		st.merge(in.task(s, networks, shared))
@@ -96,14 +112,43 @@ func Compile(in Input) State {
 // alone: both ends of its interfaces, what hangs on them and its tables.
 func CompileTask(in Input, s spec.Sandbox) State { return in.task(s, in.networks(), taskSets{}) }
 
-// Claims returns the ports that the documents publish, sorted.
-func Claims(networks []spec.HostNetwork) []Claim {
-	var claims []Claim
+// forward6 lets the host forward for networks with IPv6 that are not internal.
+// To forward between all links, as older kernels can only, makes a host deaf to
+// router advertisements, by which it may have its own address and default route:
+// so who listened is made to go on with that before, in a pass of its own.
+func (in Input) forward6(st State, networks map[spec.NetworkID]network) {
+	if in.Router6 == nil || in.Router6.On {
+		return
+	}
+	var bridges []string
 	for _, n := range networks {
-		for _, p := range n.Ports {
-			if c, ok := claimOf(p); ok {
-				claims = append(claims, c)
-			}
+		if n.six() && !n.doc.Network.Spec.Internal {
+			bridges = append(bridges, n.bridgeN)
+		}
+	}
+	switch r := in.Router6; {
+	case len(bridges) == 0:
+	case r.Single:
+		for _, l := range append(bridges, r.Links...) {
+			st.Sysctls[SysctlKey{Path: sysctl6(l, "force_forwarding")}] = "1"
+		}
+	case len(r.Listeners) > 0:
+		for _, l := range r.Listeners {
+			st.Sysctls[SysctlKey{Path: sysctl6(l, "accept_ra")}] = "2"
+		}
+	default:
+		st.Sysctls[SysctlKey{Path: sysctlForward6}] = "1"
+	}
+}
+
+// Claims returns what has to be claimed for the ports that in publishes,
+// sorted.
+func Claims(in Input) []Claim {
+	var claims []Claim
+	for _, n := range in.networks() {
+		for _, p := range n.doc.Ports {
+			c, _ := n.claims(p)
+			claims = append(claims, c...)
 		}
 	}
 	slices.SortFunc(claims, compareClaims)
@@ -114,18 +159,71 @@ func compareClaims(a, b Claim) int {
 	return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.IP, b.IP))
 }
 
-// claimOf returns the claim that a published port needs; ok is false for what
-// cannot be published: IPv6 addresses and protocols other than tcp and udp.
-func claimOf(p spec.PublishedPort) (c Claim, ok bool) {
-	c = Claim{Proto: p.Protocol, IP: "0.0.0.0", Port: p.Port}
-	if p.HostIP != "" {
-		ip, err := netip.ParseAddr(p.HostIP)
-		if err != nil || !ip.Is4() {
-			return c, false
+// claims returns what a published port needs: a claim for each family in which
+// it is published. The error says why there is none.
+func (n network) claims(p spec.PublishedPort) ([]Claim, error) {
+	cannot := func(why string) error {
+		on := ""
+		if p.HostIP != "" {
+			on = " on " + p.HostIP
 		}
-		c.IP = ip.String()
+		return spec.Invalidf("port %d/%s cannot be published%s: %s", p.Port, p.Protocol, on, why)
 	}
-	return c, p.Port != 0 && (p.Protocol == "tcp" || p.Protocol == "udp")
+	if p.Port == 0 || p.Protocol != "tcp" && p.Protocol != "udp" {
+		return nil, cannot("only ports of tcp and udp can be")
+	}
+	if p.HostIP == "" {
+		claims := []Claim{{Proto: p.Protocol, IP: "0.0.0.0", Port: p.Port}}
+		if n.six() {
+			claims = append(claims, Claim{Proto: p.Protocol, IP: "::", Port: p.Port})
+		}
+		return claims, nil
+	}
+	ip, err := netip.ParseAddr(p.HostIP)
+	ip = ip.Unmap()
+	switch {
+	case err != nil:
+		return nil, cannot("that is no address")
+	case ip.Is4():
+	case ip.IsLoopback():
+		return nil, cannot("the kernel leads nothing from there to a container; publish it on 127.0.0.1 or on another address of the host")
+	case ip.Zone() != "" || ip.IsLinkLocalUnicast():
+		return nil, cannot("what comes to a link-local address is not led on; publish it on another address of the host")
+	case n.doc.Network.Subnet6 == "":
+		return nil, cannot("its network has no IPv6; publish it on an IPv4 address")
+	case !n.six():
+		return nil, cannot("its network goes on with IPv4 alone on this node")
+	}
+	return []Claim{{Proto: p.Protocol, IP: ip.String(), Port: p.Port}}, nil
+}
+
+// refusal says why a claim is not held, or why there cannot be one.
+type refusal struct {
+	Claim
+	err error
+}
+
+// refusals say why a published port is not served, or not in one family.
+func (n network) refusals(p spec.PublishedPort, refused map[Claim]error) []refusal {
+	claims, err := n.claims(p)
+	if err != nil {
+		return []refusal{{Claim{Proto: p.Protocol, IP: p.HostIP, Port: p.Port}, err}}
+	}
+	var out []refusal
+	for _, c := range claims {
+		if err := refused[c]; err != nil {
+			out = append(out, refusal{c, err})
+		}
+	}
+	return out
+}
+
+// table is the one in which the port of a claim is published.
+func (in Input) table(c Claim) TableID {
+	if c.six() {
+		return hostTable6(in.Node)
+	}
+	return hostTable(in.Node)
 }
 
 // network is a document with its addresses parsed.
@@ -133,7 +231,10 @@ type network struct {
 	doc     spec.HostNetwork
 	subnet  netip.Prefix
 	gateway netip.Addr
-	bridgeN string
+	// subnet6 and gateway6 are invalid for a network that has no IPv6 here.
+	subnet6  netip.Prefix
+	gateway6 netip.Addr
+	bridgeN  string
 	// mtu of the bridge and everything at it.
 	mtu int
 	// hosts are the addresses of the other hosts that can be reached, by number.
@@ -152,6 +253,7 @@ func (in Input) networks() map[spec.NetworkID]network {
 		}
 		n := network{doc: d, subnet: subnet.Masked(), gateway: gateway, bridgeN: bridgeName(in.Node, d.Network.ID), published: map[string]bool{}}
 		n.hosts, n.mtu = in.hosts(d), in.mtu(d)
+		n.subnet6, n.gateway6, _ = in.addresses6(d) // see problems
 		for _, p := range d.Ports {
 			for _, t := range p.Targets {
 				if a, err := netip.ParseAddrPort(t); err == nil {
@@ -162,6 +264,44 @@ func (in Input) networks() map[spec.NetworkID]network {
 		out[d.Network.ID] = n
 	}
 	return out
+}
+
+// six reports whether the network has IPv6 here.
+func (n network) six() bool { return n.gateway6.IsValid() }
+
+// addresses6 returns the IPv6 subnet and gateway of a network, which are
+// invalid if it has none, and an error if it has but cannot have it here.
+func (in Input) addresses6(d spec.HostNetwork) (netip.Prefix, netip.Addr, error) {
+	no := func(why string, args ...any) (netip.Prefix, netip.Addr, error) {
+		return netip.Prefix{}, netip.Addr{}, fmt.Errorf("network %s: it goes on with IPv4 alone on this node: "+why, append([]any{d.Network.ID}, args...)...)
+	}
+	if d.Network.Subnet6 == "" && d.Network.Gateway6 == "" {
+		return netip.Prefix{}, netip.Addr{}, nil
+	}
+	subnet, err := netip.ParsePrefix(d.Network.Subnet6)
+	if err != nil || !subnet.Addr().Is6() || subnet.Addr().Is4In6() {
+		return no("%q is no IPv6 subnet", d.Network.Subnet6)
+	}
+	subnet = subnet.Masked()
+	switch a := subnet.Addr(); {
+	case a.IsMulticast() || a.IsLinkLocalUnicast() || a.IsLoopback() || a.IsUnspecified():
+		return no("no task can have an address of the subnet %s", subnet)
+	case subnet.Bits() > 126:
+		return no("the subnet %s has no room for tasks", subnet)
+	}
+	gateway, err := netip.ParseAddr(d.Network.Gateway6)
+	switch {
+	case err != nil || gateway.Zone() != "":
+		return no("its gateway %q is no IPv6 address", d.Network.Gateway6)
+	case !subnet.Contains(gateway) || gateway == subnet.Addr():
+		return no("its gateway %s is no address of a host in %s", gateway, subnet)
+	case in.NoIPv6:
+		return no("the kernel has no IPv6")
+	}
+	if mtu := in.mtu(d); mtu < minMTU6 {
+		return no("a packet on it can have %d bytes, and IPv6 needs %d; raise the MTU of what carries it by %d", mtu, minMTU6, minMTU6-mtu)
+	}
+	return subnet, gateway, nil
 }
 
 // mtu leaves room for the tunnel also while there is no other host, so that
@@ -220,27 +360,42 @@ func (in Input) problem(d spec.HostNetwork) error {
 	return nil
 }
 
-// problems says in words why hosts of the networks cannot be reached.
+// networkProblem is about one network, and no reason to hold up the others.
+type networkProblem struct {
+	network spec.NetworkID
+	error
+}
+
+// problems says in words what of the networks cannot be as their documents
+// have it.
 func (in Input) problems() []error {
 	var out []error
 	for _, d := range in.Networks {
+		add := func(err error) {
+			if err != nil {
+				out = append(out, networkProblem{d.Network.ID, err})
+			}
+		}
+		_, _, err := in.addresses6(d)
+		add(err)
 		if err := in.problem(d); err != nil {
-			out = append(out, err)
+			add(err)
 			continue
 		}
 		for _, h := range d.Hosts {
 			if _, err := in.peer(h); err != nil {
-				out = append(out, fmt.Errorf("network %s: node %s cannot be reached: %w", d.Network.ID, h.Node, err))
+				add(fmt.Errorf("network %s: node %s cannot be reached: %w", d.Network.ID, h.Node, err))
 			}
 		}
 	}
 	return out
 }
 
-func (n network) bridge(node spec.NodeID) State {
+func (n network) bridge(in Input) State {
 	st := NewState()
 	id := LinkID{Name: n.bridgeN}
-	st.Links[id] = Link{Kind: kindBridge, Alias: bridgeAlias(node, n.doc.Network.ID), MAC: hostMAC(n.doc.HostNumber), MTU: n.mtu, Up: true}
+	mac := hostMAC(n.doc.HostNumber)
+	st.Links[id] = Link{Kind: kindBridge, Alias: bridgeAlias(in.Node, n.doc.Network.ID), MAC: mac, MTU: n.mtu, Up: true}
 	st.Addrs[Addr{Link: id, IP: netip.PrefixFrom(n.gateway, n.subnet.Bits()).String()}] = true
 	st.Routes[Route{Link: id, Dst: n.subnet.String(), Src: n.gateway.String()}] = true
 	localnet := "0"
@@ -248,7 +403,39 @@ func (n network) bridge(node spec.NodeID) State {
 		localnet = "1"
 	}
 	st.Sysctls[SysctlKey{Path: sysctlLocalnet(n.bridgeN)}] = localnet
+	if !in.NoIPv6 {
+		// A task may have the rights to say that it is a router.
+		st.Sysctls[SysctlKey{Path: sysctl6(n.bridgeN, "accept_ra")}] = "0"
+	}
+	if n.six() {
+		n.address6(st, id, netip.PrefixFrom(n.gateway6, n.subnet6.Bits()), mac)
+		// A host whose own links have no IPv6 may still have such networks.
+		st.Sysctls[SysctlKey{Path: sysctl6(n.bridgeN, "disable_ipv6")}] = "0"
+	}
 	return st
+}
+
+// address6 gives an IPv6 address to a link of the network, and a link-local
+// one, from which a link asks for its neighbours where it has no better. Both
+// are there at once: nobody else can have them, so nobody is asked.
+func (n network) address6(st State, id LinkID, ip netip.Prefix, mac string) {
+	local, ok := linkLocalOf(mac)
+	if !ok {
+		return
+	}
+	for _, p := range []netip.Prefix{ip, local} {
+		st.Addrs[Addr{Link: id, IP: p.String()}] = true
+		st.Routes[Route{Link: id, Dst: p.Masked().String()}] = true
+	}
+}
+
+// linkLocalOf is the link-local address that the kernel would make of a MAC.
+func linkLocalOf(mac string) (netip.Prefix, bool) {
+	m, err := net.ParseMAC(mac)
+	if err != nil || len(m) != 6 {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}), 64), true
 }
 
 // tunnel adds to st what links the network to its other hosts. Nothing is
@@ -271,7 +458,7 @@ func (n network) tunnel(in Input, st State) {
 	for number, host := range n.hosts {
 		to(hostMAC(number), host)
 	}
-	taken, takenMAC := map[netip.Addr]bool{n.gateway: true}, map[string]bool{}
+	taken, takenMAC := map[netip.Addr]bool{n.gateway: true, n.gateway6: true}, map[string]bool{}
 	for _, r := range n.doc.Remote {
 		host, ok := n.hosts[r.Host]
 		ip, err := netip.ParseAddr(r.IP)
@@ -282,6 +469,10 @@ func (n network) tunnel(in Input, st State) {
 		taken[ip], takenMAC[mac.String()] = true, true
 		to(mac.String(), host)
 		st.Neighs[Neigh{Link: n.bridgeN, IP: ip.String(), MAC: mac.String()}] = true
+		if ip6, err := netip.ParseAddr(r.IP6); err == nil && n.six() && ip6.Is6() && !taken[ip6] {
+			taken[ip6] = true
+			st.Neighs[Neigh{Link: n.bridgeN, IP: ip6.String(), MAC: mac.String()}] = true
+		}
 	}
 }
 
@@ -303,32 +494,98 @@ func (in Input) api(set Set) {
 	}
 }
 
-// program adds what the table says of the network, its ports apart, and
-// returns its rules.
-func (n network) program(t Table) []Rule {
-	t.Sets[setBridges][n.bridgeN] = ""
-	t.Sets[setSame][n.bridgeN+" . "+n.bridgeN] = ""
-	if n.doc.Network.Spec.Internal {
-		t.Sets[setInternal][n.bridgeN] = ""
-		return nil
+// tables are the host's, without the published ports.
+func (in Input) tables(networks map[spec.NetworkID]network) map[TableID]Table {
+	out := map[TableID]Table{hostTable(in.Node): in.program(networks, baseChains(), false)}
+	switch {
+	case anySix(networks):
+		out[hostTable6(in.Node)] = in.program(networks, baseChains6(), true)
+	case in.underlay().Is6():
+		out[hostTable6(in.Node)] = in.program(networks, guardChains6(), true)
 	}
-	for _, e := range n.doc.Tasks {
-		if ip, err := netip.ParsePrefix(e.IP); err == nil && n.published[ip.Addr().String()] {
-			t.Sets[setSelf][fmt.Sprintf("%s . %s", ip.Addr(), ip.Addr())] = ""
+	return out
+}
+
+func anySix(networks map[spec.NetworkID]network) bool {
+	for _, n := range networks {
+		if n.six() {
+			return true
 		}
 	}
-	return egressRules(n.subnet, n.doc.Network.Spec.Driver != spec.DriverOverlay)
+	return false
+}
+
+// hasIPv6 reports whether any network has IPv6.
+func (in Input) hasIPv6() bool { return anySix(in.networks()) }
+
+// program returns what a table of the host says of the networks for one family.
+// That of IPv6 knows also the bridges of networks that do not have it: what
+// comes from there is what a task gave itself.
+func (in Input) program(networks map[spec.NetworkID]network, chains map[string]Chain, six bool) Table {
+	ip, family := fieldIPv4, netip.Addr.Is4
+	if six {
+		ip, family = fieldIPv6, netip.Addr.Is6
+	}
+	t := Table{Sets: map[string]Set{}, Chains: chains}
+	for name := range setTypes(ip) {
+		t.Sets[name] = Set{}
+	}
+	in.members(t.Sets[setPeers], family)
+	in.api(t.Sets[setAPI])
+	var egress []Rule
+	for _, n := range networks {
+		t.Sets[setBridges][n.bridgeN] = ""
+		t.Sets[setSame][n.bridgeN+" . "+n.bridgeN] = ""
+		if n.doc.Network.Spec.Internal {
+			t.Sets[setInternal][n.bridgeN] = ""
+		}
+		if six && !n.six() {
+			continue
+		}
+		n.ends(t, six)
+		if n.doc.Network.Spec.Internal {
+			continue
+		}
+		subnet := n.subnet
+		if six {
+			subnet = n.subnet6
+		}
+		for _, e := range n.doc.Tasks {
+			if p, err := netip.ParsePrefix(ipOf(six, e.IP, e.IP6)); err == nil && n.published[p.Addr().String()] {
+				t.Sets[setSelf][fmt.Sprintf("%s . %s", p.Addr(), p.Addr())] = ""
+			}
+		}
+		egress = append(egress, egressRules(subnet, n.doc.Network.Spec.Driver != spec.DriverOverlay)...)
+	}
+	if post, ok := t.Chains["post"]; ok {
+		slices.SortFunc(egress, func(a, b Rule) int { return strings.Compare(a.Text, b.Text) })
+		post.Rules = append(post.Rules, egress...)
+		t.Chains["post"] = post
+	}
+	return t
+}
+
+// ipOf returns the address of one family.
+func ipOf(six bool, ip, ip6 string) string {
+	if six {
+		return ip6
+	}
+	return ip
 }
 
 // publish fills the slots of a port with its targets in turn.
 func publish(t Table, c Claim, targets []string) {
 	key, prefix, refused := fmt.Sprintf("%s . %d", c.Proto, c.Port), mapAny, setRefused
-	if c.IP != "0.0.0.0" {
+	if c.six() && c.every() {
+		// Nothing leads from there to a task, see baseChains6: who asks is told.
+		t.Sets[setRefusedAt]["::1 . "+key] = ""
+	}
+	if !c.every() {
 		key, prefix, refused = c.IP+" . "+key, mapAt, setRefusedAt
 	}
 	var ends []string
 	for _, s := range targets {
-		if a, err := netip.ParseAddrPort(s); err == nil && a.Addr().Is4() {
+		if a, err := netip.ParseAddrPort(s); err == nil && a.Addr().Is6() == c.six() {
 			ends = append(ends, fmt.Sprintf("%s . %d", a.Addr(), a.Port()))
 		}
 	}
@@ -349,13 +606,14 @@ func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network, shared
 	}
 	st.Links[LinkID{s.Task, "lo"}] = Link{Kind: kindLoopback, Up: true}
 	var on []network
-	routed, gate := false, (*LinkID)(nil)
+	routed, routed6, gate := false, false, (*LinkID)(nil)
 	for i, a := range s.Addresses {
 		n, ok := networks[a.Network]
 		ip, err := netip.ParsePrefix(a.IP)
 		if !ok || err != nil || s.Mode == "none" {
 			continue
 		}
+		ip6, _ := netip.ParsePrefix(a.IP6) // Attach refuses what is none
 		host, inner := LinkID{Name: vethName(in.Node, s.Task, i)}, LinkID{s.Task, fmt.Sprintf("eth%d", i)}
 		mac := strings.ToLower(a.MAC)
 		on = append(on, n)
@@ -366,7 +624,7 @@ func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network, shared
 			// locked port takes only the address that the FDB knows. Hairpin is
 			// for a task that reaches itself by its own published port when
 			// bridged frames pass the host's IP chains.
-			Port: Port{McastFlood: true, BcastFlood: true, Locked: true, Hairpin: n.published[ip.Addr().String()]},
+			Port: Port{McastFlood: true, BcastFlood: true, Locked: true, Hairpin: n.published[ip.Addr().String()] || n.published[ip6.Addr().String()]},
 			Peer: inner, PeerMAC: mac,
 		}
 		st.Links[inner] = Link{Kind: kindVeth, MAC: mac, MTU: n.mtu, Up: true}
@@ -379,6 +637,14 @@ func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network, shared
 			if n.spans() {
 				gate = &inner
 			}
+		}
+		if !n.six() || !ip6.Addr().Is6() {
+			continue
+		}
+		n.address6(st, inner, ip6, mac)
+		if !routed6 && !n.doc.Network.Spec.Internal {
+			routed6 = true
+			st.Routes[Route{Link: inner, Dst: "::/0", Via: n.gateway6.String()}] = true
 		}
 	}
 	shared.taskTables(st, s, on, gate)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,7 +24,7 @@ func (c taskSets) taskTables(st State, s spec.Sandbox, on []network, gate *LinkI
 	if len(on) == 0 {
 		return
 	}
-	t := Table{Sets: c.sets(on), Chains: vipChains()}
+	t := Table{Sets: c.sets(on), Chains: vipChains(slices.ContainsFunc(on, network.six))}
 	if gate != nil {
 		maps.Copy(t.Chains, returnChains())
 		st.Tables[TableID{s.Task, familyNetdev, taskTableName}] = Table{Sets: map[string]Set{}, Chains: egressChains(gate.Name)}
@@ -42,42 +43,58 @@ func (c taskSets) sets(on []network) map[string]Set {
 	if s, ok := c[key]; ok {
 		return s
 	}
-	sets := map[string]Set{}
-	for name := range taskSetTypes() {
-		sets[name] = Set{}
-	}
+	sets := emptyVIPs(slices.ContainsFunc(on, network.six))
 	for _, n := range on {
 		for _, v := range n.doc.VIPs {
-			serve(sets, v)
+			serve(sets, v, n.six())
 		}
 	}
 	c[key] = sets
 	return sets
 }
 
-// serve fills the slots of a service's address with its targets in turn.
-func serve(sets map[string]Set, v spec.VIP) {
+// emptyVIPs are the sets of a task's table, with those of IPv6 if it has that.
+func emptyVIPs(six bool) map[string]Set {
+	sets := map[string]Set{}
+	for name := range vip4.types() {
+		sets[name] = Set{}
+	}
+	if six {
+		for name := range vip6.types() {
+			sets[name] = Set{}
+		}
+	}
+	return sets
+}
+
+// serve fills the slots of a service's address with its targets in turn. An
+// IPv6 address is left out where the network has none.
+func serve(sets map[string]Set, v spec.VIP, six bool) {
 	a, err := netip.ParseAddr(v.Address)
-	if err != nil || !a.Is4() {
+	if err != nil || a.Is6() && !six {
 		return
+	}
+	names := vip4
+	if a.Is6() {
+		names = vip6
 	}
 	address := a.String()
-	if _, taken := sets[setVIPs][address]; taken {
+	if _, taken := sets[names.vips][address]; taken {
 		return
 	}
-	sets[setVIPs][address] = ""
+	sets[names.vips][address] = ""
 	var ends []string
 	for _, s := range v.Targets {
-		if e, err := netip.ParseAddr(s); err == nil && e.Is4() {
+		if e, err := netip.ParseAddr(s); err == nil && e.Is6() == a.Is6() {
 			ends = append(ends, e.String())
 		}
 	}
 	if len(ends) == 0 {
-		sets[setUnserved][address] = ""
+		sets[names.unserved][address] = ""
 		return
 	}
 	slots := slotClass(len(ends))
-	m := sets[slotMap(mapVIP, slots)]
+	m := sets[slotMap(names.slots, slots)]
 	for i := range int(slots) {
 		m[address+" . "+strconv.Itoa(i)] = ends[i%len(ends)]
 	}
@@ -88,11 +105,12 @@ func (n network) spans() bool {
 	return cmp.Or(n.doc.Network.Spec.Driver, spec.DriverOverlay) == spec.DriverOverlay
 }
 
-// ends adds the addresses of all tasks on the network to the table, but for
-// those of hosts that are held for dead: connections to them are given up.
-func (n network) ends(t Table) {
+// ends adds the addresses of all tasks on the network to the table of their
+// family, but for those of hosts that are held for dead: connections to them
+// are given up.
+func (n network) ends(t Table, six bool) {
 	for _, e := range n.doc.Tasks {
-		if p, err := netip.ParsePrefix(e.IP); err == nil && p.Addr().Is4() {
+		if p, err := netip.ParsePrefix(ipOf(six, e.IP, e.IP6)); err == nil && p.Addr().Is6() == six {
 			t.Sets[setEnds][p.Addr().String()] = ""
 		}
 	}
@@ -101,7 +119,7 @@ func (n network) ends(t Table) {
 		dead[h.Number] = h.Down
 	}
 	for _, e := range n.doc.Remote {
-		if a, err := netip.ParseAddr(e.IP); err == nil && a.Is4() && !dead[e.Host] {
+		if a, err := netip.ParseAddr(ipOf(six, e.IP, e.IP6)); err == nil && a.Is6() == six && !dead[e.Host] {
 			t.Sets[setEnds][a.String()] = ""
 		}
 	}

@@ -57,7 +57,7 @@ set chain 1-10/netdev wherry egress { meta mark != 0 @ll,16,32 set meta mark @ll
 `},
 		{"what is not ours in our table", func(s State) {
 			s.Tables[inet].Chains["stranger"] = Chain{}
-			s.Tables[inet].Sets[setVIPs]["10.9.1.77"] = ""
+			s.Tables[inet].Sets[vip4.vips]["10.9.1.77"] = ""
 		}, keep, `del element 1-10/inet wherry vips { 10.9.1.77 }
 del chain 1-10/inet wherry stranger
 `},
@@ -103,15 +103,14 @@ del flow 1-10/tcp to 10.9.1.4
 // dropped are the operations that empty the slots of an address.
 func dropped(vip string, slots int, targets ...string) string {
 	var lines []string
-	for key, value := range func() Set {
-		sets := map[string]Set{}
-		for name := range taskSetTypes() {
-			sets[name] = Set{}
-		}
-		serve(sets, spec.VIP{Address: vip, Targets: targets})
-		return sets[slotMap(mapVIP, uint32(slots))]
-	}() {
-		lines = append(lines, "del element 1-10/inet wherry "+slotMap(mapVIP, uint32(slots))+" { "+element(key, value)+" }\n")
+	sets := emptyVIPs(true)
+	serve(sets, spec.VIP{Address: vip, Targets: targets}, true)
+	name := slotMap(vip4.slots, uint32(slots))
+	if strings.Contains(vip, ":") {
+		name = slotMap(vip6.slots, uint32(slots))
+	}
+	for key, value := range sets[name] {
+		lines = append(lines, "del element 1-10/inet wherry "+name+" { "+element(key, value)+" }\n")
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "")
@@ -121,7 +120,7 @@ func dropped(vip string, slots int, targets ...string) string {
 // none of family netdev asks for a connection.
 func TestTaskRulesNameSets(t *testing.T) {
 	types := taskSetTypes()
-	inet := vipChains()
+	inet := vipChains(true)
 	maps.Copy(inet, returnChains())
 	for _, chains := range []map[string]Chain{inet, egressChains("eth0")} {
 		for name, c := range chains {

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -32,10 +33,11 @@ type step struct {
 	MTU      int                `json:"mtu"`
 	Underlay netip.AddrPort     `json:"underlay"`
 	Refused  []Claim            `json:"refused"`
+	Router6  *Router6           `json:"router6"`
 }
 
 func (s step) input() Input {
-	in := Input{Node: testNode, Networks: s.Networks, Tasks: s.Tasks, MTU: s.MTU, Underlay: s.Underlay, Refused: map[Claim]bool{}}
+	in := Input{Node: testNode, Networks: s.Networks, Tasks: s.Tasks, MTU: s.MTU, Underlay: s.Underlay, Router6: s.Router6, Refused: map[Claim]bool{}}
 	for _, c := range s.Refused {
 		in.Refused[c] = true
 	}
@@ -142,11 +144,13 @@ func TestDamage(t *testing.T) {
 		{"bridge gone", func(s State) {
 			s.dropLinks(func(l LinkID) bool { return l == bridge })
 			delete(s.Sysctls, SysctlKey{Path: sysctlLocalnet("wbr-1-1")})
+			delete(s.Sysctls, SysctlKey{Path: sysctl6("wbr-1-1", "accept_ra")})
 			change(veth, func(l *Link) { l.Master = "" })(s)
 			delete(s.FDB, FDB{Link: veth.Name, MAC: "02:58:0a:09:01:02"})
 		}, `add link wbr-1-1 bridge mac 02:57:00:00:00:07 mtu 1500 up alias wherry:00c0ffee00000001:network:1-1
 set link w1-10-1 master wbr-1-1 port mcast_flood,bcast_flood,locked,hairpin
 set sysctl net/ipv4/conf/wbr-1-1/route_localnet = 1
+set sysctl net/ipv6/conf/wbr-1-1/accept_ra = 0
 add addr 10.9.1.1/24 dev wbr-1-1
 add route 10.9.1.0/24 dev wbr-1-1 src 10.9.1.1
 add fdb 02:58:0a:09:01:02 dev w1-10-1 static
@@ -189,6 +193,8 @@ del claim tcp 0.0.0.0:9999
 			`set sysctl net/ipv4/ip_forward = 1
 set sysctl net/ipv4/conf/wbr-1-1/route_localnet = 1
 set sysctl net/ipv4/conf/wbr-1-2/route_localnet = 0
+set sysctl net/ipv6/conf/wbr-1-1/accept_ra = 0
+set sysctl net/ipv6/conf/wbr-1-2/accept_ra = 0
 `},
 		{"nftables: elements", func(s State) {
 			sets := s.Tables[table].Sets
@@ -302,7 +308,7 @@ func TestNames(t *testing.T) {
 }
 
 func TestElements(t *testing.T) {
-	types := setTypes()
+	types := setTypes(fieldIPv4)
 	for set, text := range map[string]string{
 		setBridges: "wbr-1-1", setSame: "wbr-1-1 . wbr-1-1", setRefused: "udp . 53", setRefusedAt: "127.0.0.1 . tcp . 65535",
 		setPeers: "198.18.0.1", setSelf: "10.9.1.2 . 10.9.1.2", "any16": "tcp . 8080 . 15", "at1024": "198.18.0.1 . udp . 1 . 1023",
@@ -424,25 +430,29 @@ func TestCompileIsDeterministic(t *testing.T) {
 // Every rule of the table has an expression, and every set that a rule names
 // exists.
 func TestRulesNameSets(t *testing.T) {
-	types := setTypes()
-	chains := baseChains()
-	for name, c := range chains {
-		for _, r := range c.Rules {
-			for _, term := range r.terms {
-				if term.kind == termJump {
-					if _, ok := chains[term.set]; !ok {
-						t.Errorf("chain %s: %q jumps to nowhere", name, r.Text)
+	types := setTypes(fieldIPv4) // IPv6 has the same names
+	for number, chains := range map[int]map[string]Chain{7: baseChains(), 6: baseChains6(), 2: guardChains6()} {
+		for name, c := range chains {
+			for _, r := range c.Rules {
+				for _, term := range r.terms {
+					if term.kind == termJump {
+						if _, ok := chains[term.set]; !ok {
+							t.Errorf("chain %s: %q jumps to nowhere", name, r.Text)
+						}
+					} else if _, ok := types[term.set]; term.set != "" && !ok {
+						t.Errorf("chain %s: %q names no set", name, r.Text)
 					}
-				} else if _, ok := types[term.set]; term.set != "" && !ok {
-					t.Errorf("chain %s: %q names no set", name, r.Text)
+				}
+				if len(exprs(r.terms)) == 0 || len(r.Text) > 200 {
+					t.Errorf("chain %s: %q has no expressions or does not fit into a rule's comment", name, r.Text)
+				}
+				if number != 7 && regexp.MustCompile(`\bip (saddr|daddr)`).MatchString(r.Text) {
+					t.Errorf("chain %s: %q is not for IPv6", name, r.Text)
 				}
 			}
-			if len(r.Text) > 200 {
-				t.Errorf("chain %s: %q does not fit into a rule's comment", name, r.Text)
-			}
 		}
-	}
-	if got := slices.Sorted(maps.Keys(chains)); len(got) != 7 {
-		t.Errorf("chains %v", got)
+		if got := slices.Sorted(maps.Keys(chains)); len(got) != number {
+			t.Errorf("chains %v, want %d", got, number)
+		}
 	}
 }

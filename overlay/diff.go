@@ -128,11 +128,11 @@ func (c *ChainChange) String() string {
 func Diff(have, want State) []Op {
 	var ops []Op
 	ops = append(ops, claims(Add, want.Claims, have.Claims)...)
-	ops = append(ops, sysctls(have, want, func(k SysctlKey) bool { return k.Path == sysctlForward })...)
+	ops = append(ops, sysctls(have, want, beforeLinks)...)
 	ops = append(ops, diffTables(have, want, func(t TableID) bool { return t.NS == "" })...)
 	links, fresh := diffLinks(have, want)
 	ops = append(ops, links...)
-	ops = append(ops, sysctls(have, want, func(k SysctlKey) bool { return k.Path != sysctlForward })...)
+	ops = append(ops, sysctls(have, want, func(k SysctlKey) bool { return !beforeLinks(k) })...)
 
 	ops = append(ops, missing(want.Addrs, have.Addrs, func(a Addr) LinkID { return a.Link }, fresh)...)
 	ops = append(ops, missing(want.Routes, have.Routes, func(r Route) LinkID { return r.Link }, fresh)...)
@@ -187,6 +187,12 @@ func sysctls(have, want State, which func(SysctlKey) bool) []Op {
 		}
 	}
 	return ops
+}
+
+// beforeLinks reports whether a setting is made before the links, which take
+// some over when they are made.
+func beforeLinks(k SysctlKey) bool {
+	return k.Path == sysctlForward || k.NS != "" && strings.HasPrefix(k.Path, sysctl6("default", ""))
 }
 
 // sortedLinks orders bridges before their ports, and the host before tasks.

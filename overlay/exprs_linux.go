@@ -3,6 +3,7 @@ package overlay
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -25,15 +26,12 @@ func exprs(terms []term) []expr.Any {
 
 func (t term) exprs() []expr.Any {
 	meta := func(key expr.MetaKey, reg uint32) expr.Any { return &expr.Meta{Key: key, Register: reg} }
-	ip := func(offset, reg uint32) expr.Any {
-		return &expr.Payload{OperationType: expr.PayloadLoad, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4, DestRegister: reg}
-	}
 	dport := func(reg uint32) expr.Any {
 		return &expr.Payload{OperationType: expr.PayloadLoad, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: reg}
 	}
 	lookup := func() expr.Any { return &expr.Lookup{SourceRegister: reg32(0), SetName: t.set, Invert: t.not} }
 	verdict := func(k expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: k, Chain: t.set}} }
-	const source, destination = 12, 16
+	w := t.words()
 	switch t.kind {
 	case termIif:
 		return []expr.Any{meta(expr.MetaKeyIIFNAME, reg32(0)), lookup()}
@@ -42,9 +40,9 @@ func (t term) exprs() []expr.Any {
 	case termPair:
 		return []expr.Any{meta(expr.MetaKeyIIFNAME, reg32(0)), meta(expr.MetaKeyOIFNAME, reg32(4)), lookup()}
 	case termSaddr:
-		return append([]expr.Any{ip(source, reg32(0))}, t.inPrefix()...)
+		return append([]expr.Any{t.source(0)}, t.inPrefix()...)
 	case termDaddr:
-		return append([]expr.Any{ip(destination, reg32(0))}, t.inPrefix()...)
+		return append([]expr.Any{t.destination(0)}, t.inPrefix()...)
 	case termLocal:
 		return []expr.Any{
 			&expr.Fib{Register: reg32(0), ResultADDRTYPE: true, FlagDADDR: true},
@@ -52,6 +50,8 @@ func (t term) exprs() []expr.Any {
 		}
 	case termTCP:
 		return []expr.Any{meta(expr.MetaKeyL4PROTO, reg32(0)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg32(0), Data: []byte{unix.IPPROTO_TCP}}}
+	case termNoICMP6:
+		return []expr.Any{meta(expr.MetaKeyL4PROTO, reg32(0)), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg32(0), Data: []byte{unix.IPPROTO_ICMPV6}}}
 	case termNew:
 		return ctBits(expr.CtKeySTATE, expr.CtStateBitNEW)
 	case termEstablished:
@@ -62,11 +62,11 @@ func (t term) exprs() []expr.Any {
 	case termPort:
 		return []expr.Any{meta(expr.MetaKeyL4PROTO, reg32(0)), dport(reg32(1)), lookup()}
 	case termAddrPort:
-		return []expr.Any{ip(destination, reg32(0)), meta(expr.MetaKeyL4PROTO, reg32(1)), dport(reg32(2)), lookup()}
+		return []expr.Any{t.destination(0), meta(expr.MetaKeyL4PROTO, reg32(w)), dport(reg32(w + 1)), lookup()}
 	case termDNATPort:
-		return append([]expr.Any{meta(expr.MetaKeyL4PROTO, reg32(0)), dport(reg32(1))}, t.dnat(2)...)
+		return append([]expr.Any{meta(expr.MetaKeyL4PROTO, reg32(0)), dport(reg32(1))}, t.dnat(2, true)...)
 	case termDNATAddrPort:
-		return append([]expr.Any{ip(destination, reg32(0)), meta(expr.MetaKeyL4PROTO, reg32(1)), dport(reg32(2))}, t.dnat(3)...)
+		return append([]expr.Any{t.destination(0), meta(expr.MetaKeyL4PROTO, reg32(w)), dport(reg32(w + 1))}, t.dnat(w+2, true)...)
 	case termMasquerade:
 		return []expr.Any{&expr.Masq{}}
 	case termAccept:
@@ -80,29 +80,19 @@ func (t term) exprs() []expr.Any {
 	case termRejectTCP:
 		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
 	case termReject:
-		const portUnreachable = 3
-		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: portUnreachable}}
+		const portUnreachable, portUnreachable6 = 3, 4
+		return t.reject(portUnreachable, portUnreachable6)
 	case termVXLAN:
 		return []expr.Any{
 			meta(expr.MetaKeyL4PROTO, reg32(0)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg32(0), Data: []byte{unix.IPPROTO_UDP}},
 			dport(reg32(0)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg32(0), Data: binary.BigEndian.AppendUint16(nil, spec.VXLANPort)},
 		}
 	case termSaddrIn:
-		return []expr.Any{ip(source, reg32(0)), lookup()}
+		return []expr.Any{t.source(0), lookup()}
 	case termDaddrIn:
-		return []expr.Any{ip(destination, reg32(0)), lookup()}
+		return []expr.Any{t.destination(0), lookup()}
 	case termSelf:
-		return []expr.Any{ip(source, reg32(0)), ip(destination, reg32(1)), lookup()}
-	}
-	address6 := func(offset uint32) []expr.Any {
-		return []expr.Any{&expr.Payload{OperationType: expr.PayloadLoad, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 16, DestRegister: reg32(0)}, lookup()}
-	}
-	const source6, destination6 = 8, 24
-	switch t.kind {
-	case termSaddr6:
-		return address6(source6)
-	case termDaddr6:
-		return address6(destination6)
+		return []expr.Any{t.source(0), t.destination(w), lookup()}
 	}
 	if out := t.taskExprs(); out != nil {
 		return out
@@ -110,16 +100,54 @@ func (t term) exprs() []expr.Any {
 	panic(fmt.Sprintf("overlay: term %q has no expression", t))
 }
 
-// inPrefix compares the first register with the prefix of the term.
+// words is the number of 32-bit registers that an address takes.
+func (t term) words() uint32 {
+	if t.six {
+		return 4
+	}
+	return 1
+}
+
+// source and destination load the address of a packet into registers from reg
+// on.
+func (t term) source(reg uint32) expr.Any {
+	if t.six {
+		return address(8, 16, reg)
+	}
+	return address(12, 4, reg)
+}
+
+func (t term) destination(reg uint32) expr.Any {
+	if t.six {
+		return address(24, 16, reg)
+	}
+	return address(16, 4, reg)
+}
+
+func address(offset, size, reg uint32) expr.Any {
+	return &expr.Payload{OperationType: expr.PayloadLoad, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size, DestRegister: reg32(reg)}
+}
+
+// reject answers that something cannot be reached, with the code of either
+// protocol.
+func (t term) reject(code, code6 uint8) []expr.Any {
+	if t.six {
+		code = code6
+	}
+	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: code}}
+}
+
+// inPrefix compares the first registers with the prefix of the term.
 func (t term) inPrefix() []expr.Any {
-	mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-t.prefix.Bits()))
+	p := t.prefix.Masked()
+	size := p.Addr().BitLen() / 8
 	op := expr.CmpOpEq
 	if t.not {
 		op = expr.CmpOpNeq
 	}
 	return []expr.Any{
-		&expr.Bitwise{SourceRegister: reg32(0), DestRegister: reg32(0), Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: op, Register: reg32(0), Data: t.prefix.Masked().Addr().AsSlice()},
+		&expr.Bitwise{SourceRegister: reg32(0), DestRegister: reg32(0), Len: uint32(size), Mask: net.CIDRMask(p.Bits(), size*8), Xor: make([]byte, size)},
+		&expr.Cmp{Op: op, Register: reg32(0), Data: p.Addr().AsSlice()},
 	}
 }
 
@@ -132,12 +160,19 @@ func ctBits(key expr.CtKey, bits uint32) []expr.Any {
 }
 
 // dnat looks up what the registers before slot and a random slot hold, and
-// goes to the address and port that it finds. A key that is not in the map
-// ends the rule.
-func (t term) dnat(slot uint32) []expr.Any {
+// goes to the address that it finds, with port also to the port. A key that is
+// not in the map ends the rule.
+func (t term) dnat(slot uint32, port bool) []expr.Any {
+	to := &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg32(0)}
+	if t.six {
+		to.Family = unix.NFPROTO_IPV6
+	}
+	if port {
+		to.RegProtoMin = reg32(t.words())
+	}
 	return []expr.Any{
 		&expr.Numgen{Register: reg32(slot), Modulus: t.slots, Type: unix.NFT_NG_RANDOM},
 		&expr.Lookup{SourceRegister: reg32(0), DestRegister: reg32(0), IsDestRegSet: true, SetName: t.set},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg32(0), RegProtoMin: reg32(1)},
+		to,
 	}
 }

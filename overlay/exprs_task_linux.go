@@ -50,22 +50,18 @@ func (t term) taskExprs() []expr.Any {
 	// The destination and the source address begin an Ethernet header. Of
 	// either, the last four bytes are the host's number.
 	const destination, source, number = 0, 6, 2
-	daddr := &expr.Payload{OperationType: expr.PayloadLoad, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4, DestRegister: reg32(0)}
 	switch t.kind {
-	case termIPv4:
-		return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg32(0)}, cmp(expr.CmpOpEq, unix.NFPROTO_IPV4)}
-	case termDaddrSet:
-		return []expr.Any{daddr, &expr.Lookup{SourceRegister: reg32(0), SetName: t.set}}
-	case termVIP:
-		return []expr.Any{
-			daddr,
-			&expr.Numgen{Register: reg32(1), Modulus: t.slots, Type: unix.NFT_NG_RANDOM},
-			&expr.Lookup{SourceRegister: reg32(0), DestRegister: reg32(0), IsDestRegSet: true, SetName: t.set},
-			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg32(0)},
+	case termFamily:
+		family := byte(unix.NFPROTO_IPV4)
+		if t.six {
+			family = unix.NFPROTO_IPV6
 		}
+		return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg32(0)}, cmp(expr.CmpOpEq, family)}
+	case termVIP:
+		return append([]expr.Any{t.destination(0)}, t.dnat(t.words(), false)...)
 	case termUnreachable:
-		const hostUnreachable = 1
-		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: hostUnreachable}}
+		const hostUnreachable, addressUnreachable6 = 1, 3
+		return t.reject(hostUnreachable, addressUnreachable6)
 	case termFromHost:
 		return []expr.Any{load(source, 2), cmp(expr.CmpOpEq, prefix...)}
 	case termKeepHost:

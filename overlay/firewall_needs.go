@@ -69,7 +69,11 @@ func (in fwInput) networkNeeds(d spec.HostNetwork, now bool) []need {
 		}
 	}
 	tunnel, task := tunnelName(in.Node, d.Network.ID), vethName(in.Node, "1-1", 0)
-	for _, p := range []fwPacket{{family: "ip", proto: "tcp"}, {family: "ip", proto: "udp"}, {family: "arp"}} {
+	kinds := []fwPacket{{family: "ip", proto: "tcp"}, {family: "ip", proto: "udp"}, {family: "arp"}}
+	if d.Network.Subnet6 != "" {
+		kinds = append(kinds, fwPacket{family: "ip6", proto: "tcp"}, fwPacket{family: "ip6", proto: "udp"})
+	}
+	for _, p := range kinds {
 		p.bridge, p.mac, p.hooks = true, sampleFrame, []string{"prerouting", "forward", "input", "output", "postrouting"}
 		p.iif, p.oif = task, tunnel
 		if p.proto != "" {
@@ -78,12 +82,15 @@ func (in fwInput) networkNeeds(d spec.HostNetwork, now bool) []need {
 		frames = append(frames, p)
 	}
 	var published []need
+	n := Input{Node: in.Node, Networks: []spec.HostNetwork{d}, Underlay: in.Underlay}.networks()[d.Network.ID]
 	for _, p := range d.Ports {
-		if _, ok := claimOf(p); !ok {
-			continue
+		claims, _ := n.claims(p)
+		if len(claims) > 0 {
+			ports = append(ports, in.portPackets(p, bridge, now)...)
 		}
-		ports = append(ports, in.portPackets(p, bridge, now)...)
-		published = append(published, in.portNeeds(p, now)...)
+		for _, c := range claims {
+			published = append(published, in.portNeeds(c, now)...)
+		}
 	}
 	needs := []need{
 		{what: "what tasks send to the outside", packets: out},
@@ -128,18 +135,15 @@ func (in fwInput) portPackets(p spec.PublishedPort, bridge string, now bool) []f
 	return out
 }
 
-// portNeeds is the first packet of a connection to a published port as it comes
+// portNeeds is the first packet of a connection to a claimed port as it comes
 // in, before it is translated.
-func (in fwInput) portNeeds(p spec.PublishedPort, now bool) []need {
+func (in fwInput) portNeeds(c Claim, now bool) []need {
 	if !now {
 		return nil // it is not known which ports there will be
 	}
-	bound, family := netip.Prefix{}, "ip"
-	if ip, err := netip.ParseAddr(p.HostIP); err == nil {
-		bound, family = justAddr(ip), familyOf(ip)
-	}
-	return []need{{what: toPublished, now: now, proto: p.Protocol, port: p.Port, packets: []fwPacket{
-		{family: family, proto: p.Protocol, iif: in.Device, dst: bound, dport: p.Port, state: "new", local: true, hooks: []string{"prerouting"}}}}}
+	ip, _ := netip.ParseAddr(c.IP)
+	return []need{{what: toPublished, now: now, proto: c.Proto, port: c.Port, packets: []fwPacket{
+		{family: familyOf(ip), proto: c.Proto, iif: in.Device, dst: justAddr(ip), dport: c.Port, state: "new", local: true, hooks: []string{"prerouting"}}}}}
 }
 
 func familyOf(a netip.Addr) string {

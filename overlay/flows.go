@@ -3,6 +3,7 @@ package overlay
 import (
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -25,7 +26,7 @@ type Flow struct {
 	// NS is the task whose namespace knows them; empty is the host's.
 	NS    spec.TaskID
 	Proto string
-	// IP is 0.0.0.0 for a port of all addresses.
+	// IP is 0.0.0.0 or :: for a port of all addresses of a family.
 	IP   string
 	Port uint16
 	// Targets are those that flows may stay with, Gone those that left.
@@ -39,7 +40,7 @@ func (f Flow) String() string {
 	}
 	switch {
 	case f.Port != 0:
-		return fmt.Sprintf("flow %s %s:%d except to %s", what, f.IP, f.Port, join(f.Targets))
+		return fmt.Sprintf("flow %s %s except to %s", what, net.JoinHostPort(f.IP, strconv.Itoa(int(f.Port))), join(f.Targets))
 	case f.IP != "":
 		return fmt.Sprintf("flow %s %s to %s", what, f.IP, join(f.Gone))
 	}
@@ -69,7 +70,7 @@ func diffFlows(have, want State) []Op {
 		h, w := have.Tables[id], want.Tables[id]
 		switch {
 		case id.NS == "":
-			ops = append(ops, portFlows(h, w)...)
+			ops = append(ops, portFlows(h, w, id.Family == familyIPv6)...)
 			dead = append(dead, lostEnds(h, w)...)
 		case id.Family == familyInet:
 			ops = append(ops, vipFlows(id.NS, h, w)...)
@@ -80,7 +81,7 @@ func diffFlows(have, want State) []Op {
 	}
 	ops = append(ops, Op{Delete, Flow{Proto: "tcp", Gone: dead}})
 	for _, id := range slices.SortedFunc(maps.Keys(want.Tables), compareTables) {
-		if id.Family != familyInet || len(want.Tables[id].Sets[setVIPs]) == 0 {
+		if sets := want.Tables[id].Sets; id.Family != familyInet || len(sets[vip4.vips])+len(sets[vip6.vips]) == 0 {
 			continue
 		}
 		if near := onNetworksOf(want, id.NS, dead); len(near) > 0 {
@@ -120,28 +121,30 @@ func lostEnds(have, want Table) []netip.Addr {
 
 // vipFlows returns the services' addresses that lost targets.
 func vipFlows(task spec.TaskID, have, want Table) []Op {
-	same := true
-	for _, n := range slotClasses {
-		same = same && maps.Equal(have.Sets[slotMap(mapVIP, n)], want.Sets[slotMap(mapVIP, n)])
-	}
-	if same {
-		return nil
-	}
-	h, w := vipTargets(have), vipTargets(want)
 	var ops []Op
-	for _, vip := range slices.Sorted(maps.Keys(h)) {
-		if gone := without(h[vip], w[vip]); len(gone) > 0 {
-			ops = append(ops, Op{Delete, Flow{NS: task, Proto: "udp", IP: vip, Gone: gone}})
+	for _, v := range []vipNames{vip4, vip6} {
+		same := true
+		for _, n := range slotClasses {
+			same = same && maps.Equal(have.Sets[slotMap(v.slots, n)], want.Sets[slotMap(v.slots, n)])
+		}
+		if same {
+			continue
+		}
+		h, w := v.targets(have), v.targets(want)
+		for _, vip := range slices.Sorted(maps.Keys(h)) {
+			if gone := without(h[vip], w[vip]); len(gone) > 0 {
+				ops = append(ops, Op{Delete, Flow{NS: task, Proto: "udp", IP: vip, Gone: gone}})
+			}
 		}
 	}
 	return ops
 }
 
-// vipTargets returns the sorted targets of each address of a service.
-func vipTargets(t Table) map[string][]netip.Addr {
+// targets returns the sorted targets of each address of a service.
+func (v vipNames) targets(t Table) map[string][]netip.Addr {
 	out := map[string][]netip.Addr{}
 	for _, n := range slotClasses {
-		for key, value := range t.Sets[slotMap(mapVIP, n)] {
+		for key, value := range t.Sets[slotMap(v.slots, n)] {
 			vip, _, _ := strings.Cut(key, " . ")
 			if a, err := netip.ParseAddr(value); err == nil {
 				out[vip] = append(out[vip], a)
@@ -164,8 +167,12 @@ func without(list, drop []netip.Addr) []netip.Addr {
 }
 
 // portFlows returns the UDP ports whose targets changed.
-func portFlows(have, want Table) []Op {
-	h, w := udpTargets(have), udpTargets(want)
+func portFlows(have, want Table, six bool) []Op {
+	every := "0.0.0.0"
+	if six {
+		every = "::"
+	}
+	h, w := udpTargets(have, every), udpTargets(want, every)
 	ports := slices.Collect(maps.Keys(w))
 	for p := range h {
 		if _, ok := w[p]; !ok {
@@ -183,14 +190,15 @@ func portFlows(have, want Table) []Op {
 	return ops
 }
 
-// udpTargets returns the sorted addresses behind each published UDP port.
-func udpTargets(t Table) map[Claim][]netip.Addr {
+// udpTargets returns the sorted addresses behind each published UDP port; every
+// stands for all addresses of the host.
+func udpTargets(t Table, every string) map[Claim][]netip.Addr {
 	out := map[Claim][]netip.Addr{}
 	for name, set := range t.Sets {
 		at := strings.HasPrefix(name, mapAt)
 		for key, value := range set {
 			f := strings.Split(key, " . ")
-			c := Claim{Proto: "udp", IP: "0.0.0.0"}
+			c := Claim{Proto: "udp", IP: every}
 			if at {
 				c.IP, f = f[0], f[1:]
 			}

@@ -24,12 +24,18 @@ func endFlow(o Op) (Flow, bool) {
 // forgetEnds deletes the connection tracking entries of Flows without a port
 // in one namespace.
 //
-// The kernel looks for them itself where it can. An older one refuses, since
-// it takes the request for that of one entry, and they are all read, if there
-// are any. That takes some milliseconds in each namespace, however few they
-// are: the table of all namespaces is one.
+// The kernel looks for those of IPv4 itself where it can. An older one refuses,
+// since it takes the request for that of one entry, and they are all read, if
+// there are any. That takes some milliseconds in each namespace, however few
+// they are: the table of all namespaces is one. Those of IPv6 are always read:
+// the kernel's filter compares their addresses the wrong way round, and leaves
+// just those that it is asked to delete.
 func (k *linuxKernel) forgetEnds(ns spec.TaskID, flows []Flow) error {
-	if !k.scan && k.nftIn(ns).forget(flows) == nil {
+	four, six := splitFlows(flows)
+	if len(four) > 0 && !k.scan && k.nftIn(ns).forget(four) == nil {
+		four = nil
+	}
+	if len(four)+len(six) == 0 {
 		return nil
 	}
 	if count, err := k.readSysctl(SysctlKey{NS: ns, Path: "net/netfilter/nf_conntrack_count"}); err == nil && count == "0" {
@@ -49,10 +55,36 @@ func (k *linuxKernel) forgetEnds(ns spec.TaskID, flows []Flow) error {
 		}
 		defer h.Close()
 	}
-	if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, endFilter(flows)); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return fmt.Errorf("delete connections: %w", err)
+	for family, flows := range map[netlink.InetFamily][]Flow{unix.AF_INET: four, unix.AF_INET6: six} {
+		if len(flows) == 0 {
+			continue
+		}
+		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, family, endFilter(flows)); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return fmt.Errorf("delete connections: %w", err)
+		}
 	}
 	return nil
+}
+
+// splitFlows tells the ends of IPv4 that are gone from those of IPv6.
+func splitFlows(flows []Flow) (four, six []Flow) {
+	for _, f := range flows {
+		var parts [2][]netip.Addr
+		for _, a := range f.Gone {
+			if a.Is6() {
+				parts[1] = append(parts[1], a)
+			} else {
+				parts[0] = append(parts[0], a)
+			}
+		}
+		if f.Gone = parts[0]; len(f.Gone) > 0 {
+			four = append(four, f)
+		}
+		if f.Gone = parts[1]; len(f.Gone) > 0 {
+			six = append(six, f)
+		}
+	}
+	return four, six
 }
 
 // The attributes of a request about connections (nfnetlink_conntrack.h).
@@ -99,7 +131,7 @@ func (n *nftTables) forget(flows []Flow) error {
 	return nil
 }
 
-// flowRequest describes the entries of a Flow that lead to one end. The filter
+// flowRequest describes the entries of a Flow that lead to one end of IPv4. The filter
 // says which parts of the two tuples count.
 func flowRequest(f Flow, gone netip.Addr) ([]byte, error) {
 	nested := func(typ uint16, in ...mdl.Attribute) mdl.Attribute {
@@ -132,8 +164,7 @@ func protocols() map[string]byte { return map[string]byte{"tcp": protoTCP, "udp"
 type endFilter []Flow
 
 func (fs endFilter) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
-	dst, _ := netip.AddrFromSlice(c.Forward.DstIP.To4())
-	end, _ := netip.AddrFromSlice(c.Reverse.SrcIP.To4())
+	dst, end := addrOf(c.Forward.DstIP), addrOf(c.Reverse.SrcIP)
 	return slices.ContainsFunc(fs, func(f Flow) bool {
 		return c.Forward.Protocol == protocols()[f.Proto] && (f.IP == "" || dst.String() == f.IP) && slices.Contains(f.Gone, end)
 	})

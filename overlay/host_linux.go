@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -65,6 +66,7 @@ type Host struct {
 	log        *slog.Logger
 	spaces     sandboxes
 	openKernel func() (kernel, error)
+	noIPv6     bool // of the kernel
 	// wake says that what is wanted has changed, event that the kernel has.
 	wake, event chan struct{}
 	ports       chan struct{} // see PortsChanged
@@ -157,6 +159,8 @@ func New(c Config) *Host {
 	spaces := newNamespaces(c.RunDir)
 	h := newHost(c, log, spaces, func() (kernel, error) { return newLinuxKernel(c.Node, spaces, log) })
 	h.walls = &wallWatch{}
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	h.noIPv6 = errors.Is(err, os.ErrNotExist)
 	return h
 }
 
@@ -279,6 +283,16 @@ func (h *Host) underlay() netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return h.c.Underlay()
+}
+
+// input is what is to be compiled of the documents, as far as it is known
+// before a look at the kernel.
+func (h *Host) input(nets []spec.HostNetwork) Input {
+	in := Input{Node: h.c.Node, Networks: nets, Underlay: h.underlay(), NoIPv6: h.noIPv6}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	in.MTU = h.mtu
+	return in
 }
 
 // MTU returns, in bytes, how large the packets may be by which this host
@@ -432,24 +446,24 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 		}
 	}
 	slices.Sort(q.inside)
-	underlay := h.underlay()
-	q.underlay = underlay.Addr().Unmap()
-	refused := k.claim(Claims(nets))
-	q.sysctls = hostSysctls(Compile(Input{Node: h.c.Node, Networks: nets}))
+	in := h.input(nets)
+	q.underlay = in.underlay()
+	refused := k.claim(Claims(in))
+	q.sysctls, q.router6 = hostSysctls(Compile(in)), in.hasIPv6()
 	select {
 	case <-h.event: // what it announces, be it our own last change, is seen now
 	default:
 	}
 	seen, err := k.observe(q)
 	if !seen.host {
-		h.finish(change, nets, refused, []error{err})
+		h.finish(change, in, refused, []error{err})
 		return nil, 0
 	}
 	problems := []error{err}
 	seen.recall(known)
 
 	h.mu.Lock()
-	in := Input{Node: h.c.Node, Networks: nets, Underlay: underlay, MTU: cmp.Or(seen.mtu, h.mtu), Refused: map[Claim]bool{}}
+	in.MTU, in.Router6, in.Refused = cmp.Or(seen.mtu, h.mtu), seen.router6, map[Claim]bool{}
 	h.mtu = in.MTU
 	for c := range refused {
 		in.Refused[c] = true
@@ -506,7 +520,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 		h.status.Repairs += uint64(len(ops) - failed)
 		h.mu.Unlock()
 	}
-	h.finish(change, nets, refused, problems)
+	h.finish(change, in, refused, problems)
 	return ops, failed
 }
 
@@ -529,44 +543,55 @@ func (h *Host) documentsLocked() []spec.HostNetwork {
 }
 
 // finish records the outcome of a pass and logs what is new about it.
-func (h *Host) finish(change uint64, nets []spec.HostNetwork, refused map[Claim]error, problems []error) {
+func (h *Host) finish(change uint64, in Input, refused map[Claim]error, problems []error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	st := &h.status
 	st.Conflicts, st.Errors = nil, nil
 	ports := []spec.PortStatus{}
-	for _, n := range nets {
-		for _, p := range n.Ports {
-			c, ok := claimOf(p)
-			problem := ""
-			switch {
-			case !ok:
-				problem = unpublishable(p)
-			case refused[c] != nil:
-				problem = refused[c].Error()
+	networks := in.networks()
+	for _, d := range in.Networks {
+		for _, p := range d.Ports {
+			var why []string
+			for _, r := range networks[d.Network.ID].refusals(p, refused) {
+				why = append(why, r.err.Error())
+				if !(p.Shared && errors.Is(r.err, errNoAddress)) {
+					st.Conflicts = append(st.Conflicts, PortConflict{r.Claim, p.Owner, r.err.Error()})
+				}
 			}
-			if problem != "" && !(p.Shared && errors.Is(refused[c], errNoAddress)) {
-				st.Conflicts = append(st.Conflicts, PortConflict{c, p.Owner, problem})
-			}
-			ports = append(ports, spec.PortStatus{HostIP: p.HostIP, Port: p.Port, Protocol: p.Protocol, Owner: p.Owner, Problem: problem})
+			ports = append(ports, spec.PortStatus{HostIP: p.HostIP, Port: p.Port, Protocol: p.Protocol, Owner: p.Owner, Problem: strings.Join(why, "; ")})
 		}
 	}
 	if st.Ports == nil || !slices.Equal(st.Ports, ports) {
 		st.Ports = ports
 		signal(h.ports)
 	}
+	of := map[spec.NetworkID]bool{} // networks with problems of their own
+	whole := true                   // what else there was to do has been done
 	for _, err := range problems {
-		if err != nil && !slices.Contains(st.Errors, err.Error()) {
+		if err == nil {
+			continue
+		}
+		if p := (networkProblem{}); errors.As(err, &p) {
+			of[p.network] = true
+		} else {
+			whole = false
+		}
+		if !slices.Contains(st.Errors, err.Error()) {
 			st.Errors = append(st.Errors, err.Error())
+		}
+	}
+	if whole {
+		h.broughtNets(change, in.Networks)
+		st.Applied = map[spec.NetworkID]spec.Clock{}
+		for _, n := range in.Networks {
+			if !of[n.Network.ID] {
+				st.Applied[n.Network.ID] = n.Clock
+			}
 		}
 	}
 	if len(st.Errors) == 0 {
 		h.at = change
-		h.broughtNets(change, nets)
-		st.Applied = map[spec.NetworkID]spec.Clock{}
-		for _, n := range nets {
-			st.Applied[n.Network.ID] = n.Clock
-		}
 	}
 	now := fmt.Sprint(st.Conflicts, st.Errors)
 	if now == h.seen {

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -46,6 +48,8 @@ type query struct {
 	// watch makes what is seen that with which events are compared: whoever
 	// asks puts right what he sees.
 	watch bool
+	// router6 asks whether and how the host forwards IPv6.
+	router6 bool
 	// underlay is the address that the node advertises; it may be invalid.
 	underlay netip.Addr
 	// inside lists the tasks whose namespaces are read too.
@@ -65,6 +69,8 @@ type observation struct {
 	// default route; 0 when there is neither. adrift: no device has the address.
 	mtu    int
 	adrift bool
+	// router6 is set if the query asks for it.
+	router6 *Router6
 }
 
 // watchRetry is the time between two tries to hear the kernel's events.
@@ -82,6 +88,8 @@ type linuxKernel struct {
 	nft      *nftTables
 	// nft6 is for the table that a host has on an underlay of IPv6.
 	nft6 *nftTables
+	// allLinks forwards IPv6 between all links, as an older kernel has it.
+	allLinks bool
 	// scan reads all connections to find some, as an older kernel has it.
 	scan bool
 
@@ -219,11 +227,6 @@ func (k *linuxKernel) observeLinks(q query, o *observation) error {
 	if err != nil {
 		return err
 	}
-	if q.underlay.Is6() {
-		if addrs, err = dump(func() ([]netlink.Addr, error) { return k.rt.AddrList(nil, unix.AF_INET6) }); err != nil {
-			return fmt.Errorf("list addresses: %w", err)
-		}
-	}
 	holder := slices.IndexFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(q.underlay.AsSlice()) })
 	o.adrift = holder < 0
 	if holder >= 0 {
@@ -231,6 +234,9 @@ func (k *linuxKernel) observeLinks(q query, o *observation) error {
 	}
 	if o.mtu == 0 {
 		o.mtu = defaultRouteMTU(routes, mtus)
+	}
+	if q.router6 {
+		k.observeRouter6(o, links, addrs, routes)
 	}
 	neighs, err := observeEntries(&o.state, id)
 	if err != nil {
@@ -240,6 +246,60 @@ func (k *linuxKernel) observeLinks(q query, o *observation) error {
 		k.ours.Store(&landmarks{ours, neighs})
 	}
 	return nil
+}
+
+// observeRouter6 adds how the host forwards IPv6, and the settings of links
+// that say so.
+func (k *linuxKernel) observeRouter6(o *observation, links []netlink.Link, addrs []netlink.Addr, routes []netlink.Route) {
+	read := func(link, name string) string {
+		key := SysctlKey{Path: sysctl6(link, name)}
+		v, err := k.readSysctl(key)
+		if err != nil {
+			return "" // a link that has gone, or has no IPv6
+		}
+		o.state.Sysctls[key] = v
+		return v
+	}
+	r := &Router6{On: read("all", "forwarding") == "1"}
+	o.router6 = r
+	if r.On {
+		return
+	}
+	r.Single = !k.allLinks && read("all", "force_forwarding") != ""
+	ways := map[int]bool{}
+	for _, a := range addrs {
+		if a.IP.To4() == nil && a.IP.IsGlobalUnicast() {
+			ways[a.LinkIndex] = true
+		}
+	}
+	for _, route := range routes {
+		if route.Family != unix.AF_INET6 {
+			continue
+		}
+		ways[route.LinkIndex] = ways[route.LinkIndex] || route.Gw != nil
+		for _, hop := range route.MultiPath {
+			ways[hop.LinkIndex] = true
+		}
+	}
+	listens := func(link string) bool { return read(link, "accept_ra") == "1" && read(link, "forwarding") == "0" }
+	for _, l := range links {
+		a := l.Attrs()
+		_, ours := o.state.Links[LinkID{Name: a.Name}]
+		switch {
+		case a.Flags&net.FlagLoopback != 0:
+		case r.Single && ours:
+			read(a.Name, "force_forwarding")
+		case ours:
+		case r.Single && ways[a.Index]:
+			read(a.Name, "force_forwarding")
+			r.Links = append(r.Links, a.Name)
+		case !r.Single && listens(a.Name):
+			r.Listeners = append(r.Listeners, a.Name)
+		}
+	}
+	if !r.Single && listens("default") {
+		r.Listeners = append(r.Listeners, "default")
+	}
 }
 
 // isOurs goes by the group alone while a link is so new that it has no alias.
@@ -262,10 +322,10 @@ func linkOf(l netlink.Link) Link {
 	return out
 }
 
-// observeAddrs adds the IPv4 addresses and routes of the links that id knows,
-// and returns all addresses, and all routes of the main table.
+// observeAddrs adds the addresses and routes of the links that id knows, and
+// returns all addresses, and all routes of the main table.
 func observeAddrs(h *netlink.Handle, st *State, id func(int) (LinkID, bool)) (addrs []netlink.Addr, routes []netlink.Route, err error) {
-	addrs, err = dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, unix.AF_INET) })
+	addrs, err = dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -274,7 +334,7 @@ func observeAddrs(h *netlink.Handle, st *State, id func(int) (LinkID, bool)) (ad
 			st.Addrs[Addr{l, a.IPNet.String()}] = true
 		}
 	}
-	routes, err = dump(func() ([]netlink.Route, error) { return h.RouteList(nil, unix.AF_INET) })
+	routes, err = dump(func() ([]netlink.Route, error) { return h.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -284,12 +344,15 @@ func observeAddrs(h *netlink.Handle, st *State, id func(int) (LinkID, bool)) (ad
 			continue
 		}
 		out := Route{Link: l, Dst: "0.0.0.0/0"}
-		if r.Dst != nil {
+		switch {
+		case r.Dst != nil:
 			out.Dst = r.Dst.String()
+		case r.Family == unix.AF_INET6:
+			out.Dst = "::/0"
 		}
 		if r.Gw != nil {
 			out.Via = r.Gw.String()
-		} else if r.Src != nil {
+		} else if r.Src != nil && r.Family == unix.AF_INET {
 			out.Src = r.Src.String()
 		}
 		st.Routes[out] = true
@@ -297,16 +360,24 @@ func observeAddrs(h *netlink.Handle, st *State, id func(int) (LinkID, bool)) (ad
 	return addrs, routes, nil
 }
 
-// defaultRouteMTU is the MTU of the device of the best default route.
+// defaultRouteMTU is the MTU of the device of the best default route, which is
+// one of IPv4 if there is any.
 func defaultRouteMTU(routes []netlink.Route, mtus map[int]int) int {
 	defaults := slices.DeleteFunc(slices.Clone(routes), func(r netlink.Route) bool {
-		return r.Dst != nil && !r.Dst.IP.IsUnspecified() || mtus[r.LinkIndex] == 0
+		return r.Dst != nil && !isDefault(r.Dst) || mtus[r.LinkIndex] == 0
 	})
 	if len(defaults) == 0 {
 		return 0
 	}
-	best := slices.MinFunc(defaults, func(a, b netlink.Route) int { return a.Priority - b.Priority })
+	best := slices.MinFunc(defaults, func(a, b netlink.Route) int {
+		return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Priority, b.Priority))
+	})
 	return mtus[best.LinkIndex]
+}
+
+func isDefault(dst *net.IPNet) bool {
+	bits, _ := dst.Mask.Size()
+	return bits == 0 && dst.IP.IsUnspecified()
 }
 
 func (k *linuxKernel) observeInside(t spec.TaskID, o *observation) error {
@@ -348,16 +419,33 @@ func (k *linuxKernel) readSysctl(key SysctlKey) (string, error) {
 	return v, err
 }
 
-func (k *linuxKernel) writeSysctl(s Sysctl) error {
-	write := func() error { return os.WriteFile("/proc/sys/"+s.Key.Path, []byte(s.Value), 0o644) }
-	if s.Key.NS != "" {
-		return k.spaces.within(s.Key.NS, write)
+// writeSysctls makes settings of one namespace, and returns an error for each.
+func (k *linuxKernel) writeSysctls(ns spec.TaskID, settings []Sysctl) []error {
+	errs := make([]error, len(settings))
+	write := func() error {
+		for i, s := range settings {
+			errs[i] = os.WriteFile("/proc/sys/"+s.Key.Path, []byte(s.Value), 0o644)
+		}
+		return nil
 	}
-	if err := write(); err != nil {
-		return err
+	if ns == "" {
+		_ = write()
+		for i, s := range settings {
+			if errs[i] == nil && ofOthers(s) {
+				k.log.Info("changed a setting of the host", "sysctl", s.Key.Path, "value", s.Value)
+			}
+		}
+		return errs
 	}
-	if s.Key.Path == sysctlForward {
-		k.log.Info("switched on IP forwarding of the host", "sysctl", s.Key.Path)
+	if err := k.spaces.within(ns, write); err != nil {
+		for i := range errs {
+			errs[i] = err
+		}
 	}
-	return nil
+	return errs
+}
+
+// ofOthers reports whether a setting is not that of a link of ours alone.
+func ofOthers(s Sysctl) bool {
+	return s.Key.Path == sysctlForward || s.Key.Path == sysctlForward6 || s.Value != "0" && path.Base(s.Key.Path) == "accept_ra" || path.Base(s.Key.Path) == "force_forwarding"
 }

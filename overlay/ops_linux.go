@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -18,6 +20,7 @@ import (
 func (k *linuxKernel) apply(ops []Op) []error {
 	errs := make([]error, len(ops))
 	doomed := false
+	var fresh []Addr
 	for i := 0; i < len(ops); i++ {
 		if isNFT(ops[i]) {
 			end := i + 1
@@ -58,13 +61,34 @@ func (k *linuxKernel) apply(ops []Op) []error {
 			i = end - 1
 			continue
 		}
+		if x, ok := ops[i].Object.(Sysctl); ok {
+			settings := []Sysctl{x}
+			for j := i + 1; j < len(ops); j++ {
+				next, ok := ops[j].Object.(Sysctl)
+				if !ok || next.Key.NS != x.Key.NS {
+					break
+				}
+				settings = append(settings, next)
+			}
+			for _, err := range k.writeSysctls(x.Key.NS, settings) {
+				if err != nil {
+					errs[i] = fmt.Errorf("%s: %w", ops[i], err)
+				}
+				i++
+			}
+			i--
+			continue
+		}
 		if err := k.applyOne(ops[i]); err != nil {
 			errs[i] = fmt.Errorf("%s: %w", ops[i], err)
+		} else if a, ok := ops[i].Object.(Addr); ok && ops[i].Verb == Add {
+			fresh = append(fresh, a)
 		}
 		if _, ok := ops[i].Object.(*LinkChange); ok && ops[i].Verb == Delete {
 			doomed = true
 		}
 	}
+	k.listen(fresh)
 	if doomed {
 		select {
 		case k.reap <- struct{}{}:
@@ -86,8 +110,6 @@ func (k *linuxKernel) applyOne(o Op) error {
 	switch x := o.Object.(type) {
 	case *LinkChange:
 		return k.applyLink(o.Verb, x)
-	case Sysctl:
-		return k.writeSysctl(x)
 	case Claim:
 		if o.Verb == Delete {
 			k.release(x)
@@ -438,10 +460,53 @@ func (k *linuxKernel) applyAddr(verb Verb, a Addr) error {
 		return err
 	}
 	if verb == Delete {
-		return h.AddrDel(l, addr)
+		// It may have gone with something that was done before.
+		if err := h.AddrDel(l, addr); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return err
+		}
+		return nil
+	}
+	if addr.IP.To4() == nil {
+		addr.Flags = unix.IFA_F_NODAD // it is good at once
 	}
 	return h.AddrReplace(l, addr)
 }
+
+// listen waits until IPv6 addresses that were added hear who asks for them. The
+// kernel joins the group that is asked by a work queue, and until then the first
+// question is lost, and the next one comes a second later. What is not heard of
+// in time is left to that.
+func (k *linuxKernel) listen(fresh []Addr) {
+	const tries, between = 100, time.Millisecond
+	groups := map[spec.TaskID][]string{} // :: namespace → lines of /proc/net/igmp6
+	for _, a := range fresh {
+		if p, err := netip.ParsePrefix(a.IP); err == nil && p.Addr().Is6() {
+			b := p.Addr().As16()
+			groups[a.Link.NS] = append(groups[a.Link.NS], fmt.Sprintf(" %-15s ff0200000000000000000001ff%x ", a.Link.Name, b[13:]))
+		}
+	}
+	for ns, want := range groups {
+		wait := func() error {
+			for range tries {
+				b, err := os.ReadFile("/proc/thread-self/net/igmp6")
+				if err != nil || !slices.ContainsFunc(want, func(line string) bool { return !strings.Contains(string(b), line) }) {
+					return err
+				}
+				time.Sleep(between)
+			}
+			return nil
+		}
+		if ns == "" {
+			_ = wait()
+		} else {
+			_ = k.spaces.within(ns, wait)
+		}
+	}
+}
+
+// prefixMetric is IP6_RT_PRIO_ADDRCONF, of the route that the kernel makes
+// with an IPv6 address.
+const prefixMetric = 256
 
 func (k *linuxKernel) addRoute(r Route) error {
 	h, l, err := k.find(r.Link)
@@ -452,30 +517,55 @@ func (k *linuxKernel) addRoute(r Route) error {
 	if err != nil {
 		return err
 	}
-	route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_KERNEL, Src: net.ParseIP(r.Src)}
 	if r.Via != "" {
-		route.Gw, route.Scope, route.Protocol = net.ParseIP(r.Via), netlink.SCOPE_UNIVERSE, unix.RTPROT_BOOT
+		return h.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_UNIVERSE, Protocol: unix.RTPROT_BOOT, Gw: net.ParseIP(r.Via)})
 	}
-	return h.RouteReplace(route)
+	route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_KERNEL, Src: net.ParseIP(r.Src)}
+	if dst.IP.To4() != nil {
+		return h.RouteReplace(route)
+	}
+	// To replace would take a route of that prefix from another link, and every
+	// link has one of fe80::/64.
+	route.Scope, route.Priority = netlink.SCOPE_UNIVERSE, prefixMetric
+	if err := h.RouteAppend(route); !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
 }
 
 // forget deletes the connection tracking entries of a port of the host.
 func (k *linuxKernel) forget(f Flow) error {
+	ip, err := netip.ParseAddr(f.IP)
+	if err != nil {
+		return err
+	}
+	family := inetOf(ip)
 	local := map[netip.Addr]bool{}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return k.rt.AddrList(nil, unix.AF_INET) })
+	addrs, err := dump(func() ([]netlink.Addr, error) { return k.rt.AddrList(nil, int(family)) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addrs {
-		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok {
-			local[ip] = true
-		}
+		local[addrOf(a.IP)] = true
 	}
-	_, err = k.rt.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, flowFilter{f, local})
+	_, err = k.rt.ConntrackDeleteFilters(netlink.ConntrackTable, family, flowFilter{f, ip, local})
 	if err != nil {
 		return fmt.Errorf("delete connections: %w", err)
 	}
 	return nil
+}
+
+func inetOf(ip netip.Addr) netlink.InetFamily {
+	if ip.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+// addrOf is an address as netlink tells it.
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
 }
 
 // flowFilter matches what a Flow describes: datagrams to the port at an
@@ -483,6 +573,7 @@ func (k *linuxKernel) forget(f Flow) error {
 // because nothing was published when they began.
 type flowFilter struct {
 	Flow
+	ip    netip.Addr
 	local map[netip.Addr]bool
 }
 
@@ -490,9 +581,8 @@ func (f flowFilter) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
 	if c.Forward.Protocol != unix.IPPROTO_UDP || c.Forward.DstPort != f.Port {
 		return false
 	}
-	dst, _ := netip.AddrFromSlice(c.Forward.DstIP.To4())
-	end, _ := netip.AddrFromSlice(c.Reverse.SrcIP.To4())
-	if f.IP != "0.0.0.0" && dst.String() != f.IP {
+	dst, end := addrOf(c.Forward.DstIP), addrOf(c.Reverse.SrcIP)
+	if !f.ip.IsUnspecified() && dst != f.ip {
 		return false
 	}
 	for _, t := range f.Targets {

@@ -1,9 +1,9 @@
 package overlay
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"wherry.dev/spec"
@@ -39,6 +39,7 @@ const (
 	termSaddrIn // ip saddr @set
 	termDaddrIn // ip daddr @set
 	termSelf    // ip saddr . ip daddr @set
+	termNoICMP6 // meta l4proto != ipv6-icmp
 )
 
 // term is a building block with its argument.
@@ -48,10 +49,15 @@ type term struct {
 	prefix netip.Prefix
 	not    bool
 	slots  uint32
+	// six: the addresses that it looks at are of IPv6.
+	six bool
 }
 
 func (t term) String() string {
-	op := ""
+	op, ip := "", "ip"
+	if t.six {
+		ip = "ip6"
+	}
 	if t.not {
 		op = "!= "
 	}
@@ -63,9 +69,9 @@ func (t term) String() string {
 	case termPair:
 		return "iifname . oifname " + op + "@" + t.set
 	case termSaddr:
-		return "ip saddr " + op + t.prefix.String()
+		return ip + " saddr " + op + t.prefix.String()
 	case termDaddr:
-		return "ip daddr " + op + t.prefix.String()
+		return ip + " daddr " + op + t.prefix.String()
 	case termLocal:
 		return "fib daddr type local"
 	case termTCP:
@@ -79,11 +85,11 @@ func (t term) String() string {
 	case termPort:
 		return "meta l4proto . th dport @" + t.set
 	case termAddrPort:
-		return "ip daddr . meta l4proto . th dport @" + t.set
+		return ip + " daddr . meta l4proto . th dport @" + t.set
 	case termDNATPort:
 		return fmt.Sprintf("dnat to meta l4proto . th dport . numgen random mod %d map @%s", t.slots, t.set)
 	case termDNATAddrPort:
-		return fmt.Sprintf("dnat to ip daddr . meta l4proto . th dport . numgen random mod %d map @%s", t.slots, t.set)
+		return fmt.Sprintf("dnat to %s daddr . meta l4proto . th dport . numgen random mod %d map @%s", ip, t.slots, t.set)
 	case termMasquerade:
 		return "masquerade"
 	case termAccept:
@@ -101,13 +107,15 @@ func (t term) String() string {
 	case termVXLAN:
 		return fmt.Sprintf("udp dport %d", spec.VXLANPort)
 	case termSaddrIn:
-		return "ip saddr " + op + "@" + t.set
+		return ip + " saddr " + op + "@" + t.set
 	case termDaddrIn:
-		return "ip daddr " + op + "@" + t.set
+		return ip + " daddr " + op + "@" + t.set
 	case termSelf:
-		return "ip saddr . ip daddr @" + t.set
+		return ip + " saddr . " + ip + " daddr @" + t.set
+	case termNoICMP6:
+		return "meta l4proto != ipv6-icmp"
 	}
-	if text := cmp.Or(t.taskText(), t.text6()); text != "" {
+	if text := t.taskText(); text != "" {
 		return text
 	}
 	panic(fmt.Sprintf("overlay: term %d has no text", t.kind))
@@ -121,18 +129,35 @@ func rule(terms ...term) Rule {
 	return Rule{Text: strings.Join(text, " "), terms: terms}
 }
 
-func iif(set string) term          { return term{kind: termIif, set: set} }
-func oif(set string) term          { return term{kind: termOif, set: set} }
-func oifNot(set string) term       { return term{kind: termOif, set: set, not: true} }
-func saddr(p netip.Prefix) term    { return term{kind: termSaddr, prefix: p} }
-func daddr(p netip.Prefix) term    { return term{kind: termDaddr, prefix: p} }
-func notDaddr(p netip.Prefix) term { return term{kind: termDaddr, prefix: p, not: true} }
-func is(k termKind) term           { return term{kind: k} }
+func iif(set string) term       { return term{kind: termIif, set: set} }
+func oif(set string) term       { return term{kind: termOif, set: set} }
+func oifNot(set string) term    { return term{kind: termOif, set: set, not: true} }
+func saddr(p netip.Prefix) term { return term{kind: termSaddr, prefix: p, six: p.Addr().Is6()} }
+func daddr(p netip.Prefix) term { return term{kind: termDaddr, prefix: p, six: p.Addr().Is6()} }
+func notDaddr(p netip.Prefix) term {
+	return term{kind: termDaddr, prefix: p, six: p.Addr().Is6(), not: true}
+}
+func is(k termKind) term { return term{kind: k} }
 func in(k termKind, set string) term {
 	return term{kind: k, set: set}
 }
 
-// The sets and maps of the table. Bridges are known by name, so that rules and
+// onIPv6 returns chains whose terms look at addresses of IPv6.
+func onIPv6(chains map[string]Chain) map[string]Chain {
+	for name, c := range chains {
+		for i, r := range c.Rules {
+			terms := slices.Clone(r.terms)
+			for j := range terms {
+				terms[j].six = true
+			}
+			c.Rules[i] = rule(terms...)
+		}
+		chains[name] = c
+	}
+	return chains
+}
+
+// The sets and maps of the host's tables. Bridges are known by name, so that rules and
 // bridges may come and go in any order.
 const (
 	setBridges   = "bridges"    // bridges of ours
@@ -182,23 +207,24 @@ const (
 // setType is the type of a set; value is empty for a set that is no map.
 type setType struct{ key, value []fieldType }
 
-// setTypes gives the type of every set of the host's table by its name.
-func setTypes() map[string]setType {
-	target := []fieldType{fieldIPv4, fieldPort}
+// setTypes gives the type of every set of a host's table by its name, for
+// addresses of IPv4 or IPv6.
+func setTypes(ip fieldType) map[string]setType {
+	target := []fieldType{ip, fieldPort}
 	types := map[string]setType{
 		setBridges:   {key: []fieldType{fieldIfname}},
 		setInternal:  {key: []fieldType{fieldIfname}},
 		setSame:      {key: []fieldType{fieldIfname, fieldIfname}},
 		setRefused:   {key: []fieldType{fieldProto, fieldPort}},
-		setRefusedAt: {key: []fieldType{fieldIPv4, fieldProto, fieldPort}},
-		setEnds:      {key: []fieldType{fieldIPv4}},
-		setPeers:     {key: []fieldType{fieldIPv4}},
+		setRefusedAt: {key: []fieldType{ip, fieldProto, fieldPort}},
+		setEnds:      {key: []fieldType{ip}},
+		setPeers:     {key: []fieldType{ip}},
 		setAPI:       {key: []fieldType{fieldProto, fieldPort}},
-		setSelf:      {key: []fieldType{fieldIPv4, fieldIPv4}},
+		setSelf:      {key: []fieldType{ip, ip}},
 	}
 	for _, n := range slotClasses {
 		types[slotMap(mapAny, n)] = setType{[]fieldType{fieldProto, fieldPort, fieldSlot}, target}
-		types[slotMap(mapAt, n)] = setType{[]fieldType{fieldIPv4, fieldProto, fieldPort, fieldSlot}, target}
+		types[slotMap(mapAt, n)] = setType{[]fieldType{ip, fieldProto, fieldPort, fieldSlot}, target}
 	}
 	return types
 }
@@ -209,18 +235,12 @@ var (
 	linkLocal = netip.MustParsePrefix("169.254.0.0/16")
 )
 
-// baseChains are the chains that do not depend on what is wanted.
+// baseChains are the chains of the host's table that do not depend on what is
+// wanted.
 //
 // Filter chains have no drop as policy, and an accept here ends only our own
 // chain: somebody else's drop still counts.
 func baseChains() map[string]Chain {
-	ports := Chain{}
-	for _, n := range slotClasses {
-		ports.Rules = append(ports.Rules, rule(term{kind: termDNATAddrPort, set: slotMap(mapAt, n), slots: n}))
-	}
-	for _, n := range slotClasses {
-		ports.Rules = append(ports.Rules, rule(term{kind: termDNATPort, set: slotMap(mapAny, n), slots: n}))
-	}
 	return map[string]Chain{
 		// route_localnet lets bridges carry answers for 127.0.0.1; nobody behind
 		// a bridge may use that to reach the host's loopback.
@@ -237,7 +257,7 @@ func baseChains() map[string]Chain {
 		"out": {Hook: Hook{Type: "nat", Name: "output", Priority: -100}, Rules: []Rule{
 			rule(is(termLocal), in(termJump, "ports")),
 		}},
-		"ports": ports,
+		"ports": portsChain(),
 		"forward": {Hook: Hook{Type: "filter", Name: "forward", Priority: 0}, Rules: []Rule{
 			rule(in(termPair, setSame), is(termAccept)),
 			// A task's packet to another host would leave with this host's
@@ -252,7 +272,7 @@ func baseChains() map[string]Chain {
 			rule(oif(setBridges), is(termDNATed), is(termAccept)),
 			rule(oif(setBridges), is(termDrop)),
 		}},
-		"in": {Hook: Hook{Type: "filter", Name: "input", Priority: 0}, Rules: []Rule{
+		"in": {Hook: Hook{Type: "filter", Name: "input", Priority: 0}, Rules: append([]Rule{
 			// Before the tunnel's end sees them. Addresses can be forged on the
 			// underlay: this keeps out strangers, not attackers on the wire.
 			rule(is(termVXLAN), term{kind: termSaddrIn, set: setPeers, not: true}, is(termDrop)),
@@ -260,17 +280,35 @@ func baseChains() map[string]Chain {
 			rule(iif(setBridges), in(termPort, setAPI), is(termDrop)),
 			rule(iif(setBridges), daddr(linkLocal), is(termDrop)),
 			rule(iif(setInternal), is(termNew), is(termDrop)),
-			rule(is(termTCP), in(termAddrPort, setRefusedAt), is(termRejectTCP)),
-			rule(in(termAddrPort, setRefusedAt), is(termReject)),
-			rule(is(termTCP), in(termPort, setRefused), is(termRejectTCP)),
-			rule(in(termPort, setRefused), is(termReject)),
-		}},
+		}, refusals()...)},
 		"post": {Hook: Hook{Type: "nat", Name: "postrouting", Priority: 100}, Rules: []Rule{
 			rule(oif(setBridges), is(termDNATed), saddr(loopback), is(termMasquerade)),
 			// A task that reaches itself by its own published port: it would not
 			// take a packet from its own address.
 			rule(oif(setBridges), is(termDNATed), in(termSelf, setSelf), is(termMasquerade)),
 		}},
+	}
+}
+
+// portsChain leads connections to published ports on.
+func portsChain() Chain {
+	c := Chain{}
+	for _, n := range slotClasses {
+		c.Rules = append(c.Rules, rule(term{kind: termDNATAddrPort, set: slotMap(mapAt, n), slots: n}))
+	}
+	for _, n := range slotClasses {
+		c.Rules = append(c.Rules, rule(term{kind: termDNATPort, set: slotMap(mapAny, n), slots: n}))
+	}
+	return c
+}
+
+// refusals answer connections to published ports without a ready task.
+func refusals() []Rule {
+	return []Rule{
+		rule(is(termTCP), in(termAddrPort, setRefusedAt), is(termRejectTCP)),
+		rule(in(termAddrPort, setRefusedAt), is(termReject)),
+		rule(is(termTCP), in(termPort, setRefused), is(termRejectTCP)),
+		rule(in(termPort, setRefused), is(termReject)),
 	}
 }
 

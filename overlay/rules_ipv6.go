@@ -1,80 +1,77 @@
 package overlay
 
-import (
-	"fmt"
-	"net/netip"
+import "net/netip"
 
-	"wherry.dev/spec"
-)
-
-// Where hosts reach each other by IPv6, the tunnels' port is kept to members
-// by a second table of the host, of family ip6. On other hosts there is none,
-// since not every kernel has IPv6.
+// A host has a second table, of family ip6, while a network of its has IPv6 or
+// hosts reach each other by IPv6; else there is none, since not every kernel
+// has IPv6. Its sets are those of the first, of its own addresses.
 
 const familyIPv6 = "ip6"
 
-// setPeers6 are the addresses of the other hosts of our networks.
-const setPeers6 = "peers6"
-
-// setTypes6 gives the type of every set of the table by its name.
-func setTypes6() map[string]setType {
-	return map[string]setType{
-		setBridges: {key: []fieldType{fieldIfname}},
-		setPeers6:  {key: []fieldType{fieldIPv6}},
-		setAPI:     {key: []fieldType{fieldProto, fieldPort}},
-	}
-}
-
-// The terms that only this table has.
-const (
-	termSaddr6 termKind = iota + 2000 // ip6 saddr @set
-	termDaddr6                        // ip6 daddr @set
+var (
+	loopback6  = netip.MustParsePrefix("::1/128")
+	linkLocal6 = netip.MustParsePrefix("fe80::/10")
 )
 
-// text6 is the text of such a term, "" of any other.
-func (t term) text6() string {
-	op := ""
-	if t.not {
-		op = "!= "
-	}
-	switch t.kind {
-	case termSaddr6:
-		return fmt.Sprintf("ip6 saddr %s@%s", op, t.set)
-	case termDaddr6:
-		return fmt.Sprintf("ip6 daddr %s@%s", op, t.set)
-	}
-	return ""
+// metadata6 are the addresses besides link-local ones at which clouds tell a
+// host its secrets: those of AWS, Google and Scaleway.
+func metadata6() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("fd00:ec2::254/128"), netip.MustParsePrefix("fd20:ce::254/128"), netip.MustParsePrefix("fd00:42::42/128")}
 }
 
-// baseChains6 are the rules; see baseChains, of which they are the part that
-// keeps the tunnels' port and the API.
-func baseChains6() map[string]Chain {
-	return map[string]Chain{
+// guardChains6 keep the tunnels' port and the API on a host whose networks
+// have no IPv6, see baseChains. They track no connections.
+func guardChains6() map[string]Chain {
+	return onIPv6(map[string]Chain{
 		"forward": {Hook: Hook{Type: "filter", Name: "forward"}, Rules: []Rule{
 			rule(iif(setBridges), is(termVXLAN), is(termDrop)),
-			rule(iif(setBridges), in(termDaddr6, setPeers6), in(termPort, setAPI), is(termDrop)),
+			rule(iif(setBridges), in(termDaddrIn, setPeers), in(termPort, setAPI), is(termDrop)),
 		}},
 		"in": {Hook: Hook{Type: "filter", Name: "input"}, Rules: []Rule{
-			rule(is(termVXLAN), term{kind: termSaddr6, set: setPeers6, not: true}, is(termDrop)),
+			rule(is(termVXLAN), term{kind: termSaddrIn, set: setPeers, not: true}, is(termDrop)),
 			rule(iif(setBridges), is(termVXLAN), is(termDrop)),
 			rule(iif(setBridges), in(termPort, setAPI), is(termDrop)),
 		}},
-	}
+	})
 }
 
-// guard6 adds the table to st if the underlay is IPv6.
-func (in Input) guard6(st State, networks map[spec.NetworkID]network) {
-	if !in.underlay().Is6() {
-		return
+// baseChains6 are what baseChains are for IPv4. There is no way to lead what
+// comes to ::1 to a task, so it is left alone, and so are the host's link-local
+// addresses: who asks there has a link-local address himself, which is not
+// forwarded.
+func baseChains6() map[string]Chain {
+	guard := guardChains6()
+	forward, input := guard["forward"].Rules, guard["in"].Rules
+	for _, p := range metadata6() {
+		forward = append(forward, rule(iif(setBridges), daddr(p), is(termDrop)))
+		input = append(input, rule(iif(setBridges), daddr(p), is(termDrop)))
 	}
-	t := Table{Sets: map[string]Set{}, Chains: baseChains6()}
-	for name := range setTypes6() {
-		t.Sets[name] = Set{}
-	}
-	for _, n := range networks {
-		t.Sets[setBridges][n.bridgeN] = ""
-	}
-	in.members(t.Sets[setPeers6], netip.Addr.Is6)
-	in.api(t.Sets[setAPI])
-	st.Tables[hostTable6(in.Node)] = t
+	return onIPv6(map[string]Chain{
+		"pre": {Hook: Hook{Type: "nat", Name: "prerouting", Priority: -100}, Rules: []Rule{
+			rule(daddr(linkLocal6), is(termReturn)),
+			rule(is(termLocal), in(termJump, "ports")),
+		}},
+		"out": {Hook: Hook{Type: "nat", Name: "output", Priority: -100}, Rules: []Rule{
+			rule(daddr(loopback6), is(termReturn)),
+			rule(daddr(linkLocal6), is(termReturn)),
+			rule(is(termLocal), in(termJump, "ports")),
+		}},
+		"ports": portsChain(),
+		"forward": {Hook: guard["forward"].Hook, Rules: append(append([]Rule{rule(in(termPair, setSame), is(termAccept))}, forward...),
+			rule(iif(setInternal), is(termDrop)),
+			rule(oif(setInternal), is(termDrop)),
+			rule(oif(setBridges), is(termEstablished), is(termAccept)),
+			rule(oif(setBridges), is(termDNATed), is(termAccept)),
+			rule(oif(setBridges), is(termDrop)),
+		)},
+		"in": {Hook: guard["in"].Hook, Rules: append(append(input,
+			// Tasks find their host by its link-local address, too; it has
+			// nothing else for them there.
+			rule(iif(setBridges), daddr(linkLocal6), is(termNoICMP6), is(termDrop)),
+			rule(iif(setInternal), is(termNew), is(termDrop)),
+		), refusals()...)},
+		"post": {Hook: Hook{Type: "nat", Name: "postrouting", Priority: 100}, Rules: []Rule{
+			rule(oif(setBridges), is(termDNATed), in(termSelf, setSelf), is(termMasquerade)),
+		}},
+	})
 }

@@ -1,6 +1,9 @@
 package overlay
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+)
 
 // The tables of a task's namespace: rules of family inet, and of family netdev
 // for what only the edge of a device can do. They have the same name in every
@@ -13,23 +16,40 @@ const (
 	familyNetdev = "netdev"
 )
 
-// The sets and maps of a task's table. They are for IPv4, as their type says;
-// IPv6 takes others beside them.
-const (
-	setVIPs     = "vips"     // addresses of services
-	setUnserved = "unserved" // those without a target
-	mapVIP      = "vip"      // + slots: address and slot to a target
+// vipNames are the sets, maps and chains of a task's table for services'
+// addresses of one family.
+type vipNames struct {
+	six      bool
+	vips     string // set of the addresses
+	unserved string // set of those without a target
+	slots    string // map, + slots: address and slot to a target
+	try      string // chain that translates
+	left     string // chain for what was not translated
+}
+
+// vip4 is in every task's table, vip6 in those of tasks on a network with IPv6.
+var (
+	vip4 = vipNames{vips: "vips", unserved: "unserved", slots: "vip", try: "vip", left: "left"}
+	vip6 = vipNames{six: true, vips: "vips6", unserved: "unserved6", slots: "vip6_", try: "vip6", left: "left6"}
 )
+
+// types gives the type of the sets by their names.
+func (v vipNames) types() map[string]setType {
+	ip := fieldIPv4
+	if v.six {
+		ip = fieldIPv6
+	}
+	types := map[string]setType{v.vips: {key: []fieldType{ip}}, v.unserved: {key: []fieldType{ip}}}
+	for _, n := range slotClasses {
+		types[slotMap(v.slots, n)] = setType{[]fieldType{ip, fieldSlot}, []fieldType{ip}}
+	}
+	return types
+}
 
 // taskSetTypes gives the type of every set of a task's table by its name.
 func taskSetTypes() map[string]setType {
-	types := map[string]setType{
-		setVIPs:     {key: []fieldType{fieldIPv4}},
-		setUnserved: {key: []fieldType{fieldIPv4}},
-	}
-	for _, n := range slotClasses {
-		types[slotMap(mapVIP, n)] = setType{[]fieldType{fieldIPv4, fieldSlot}, []fieldType{fieldIPv4}}
-	}
+	types := vip4.types()
+	maps.Copy(types, vip6.types())
 	return types
 }
 
@@ -39,17 +59,16 @@ func typesOf(id TableID) map[string]setType {
 	case familyInet:
 		return taskSetTypes()
 	case familyIPv6:
-		return setTypes6()
+		return setTypes(fieldIPv6)
 	}
-	return setTypes()
+	return setTypes(fieldIPv4)
 }
 
 // The terms of a task's rules. Those that have no text in nft(8) are written
 // as it writes raw payload: @ll is the link-layer header, with the first bit
 // and the number of bits.
 const (
-	termIPv4        termKind = iota + 1000 // meta nfproto ipv4
-	termDaddrSet                           // ip daddr @set
+	termFamily      termKind = iota + 1000 // meta nfproto ipv4
 	termVIP                                // dnat by a map of address and slot
 	termUnreachable                        // reject with icmp host-unreachable
 	termFromHost                           // source MAC is a host's
@@ -68,13 +87,20 @@ const hostPrefix = 0x0257
 // taskText is the text of a term of a task's rules, "" of any other.
 func (t term) taskText() string {
 	switch t.kind {
-	case termIPv4:
+	case termFamily:
+		if t.six {
+			return "meta nfproto ipv6"
+		}
 		return "meta nfproto ipv4"
-	case termDaddrSet:
-		return "ip daddr @" + t.set
 	case termVIP:
+		if t.six {
+			return fmt.Sprintf("dnat ip6 to ip6 daddr . numgen random mod %d map @%s", t.slots, t.set)
+		}
 		return fmt.Sprintf("dnat ip to ip daddr . numgen random mod %d map @%s", t.slots, t.set)
 	case termUnreachable:
+		if t.six {
+			return "reject with icmpv6 addr-unreachable"
+		}
 		return "reject with icmp host-unreachable"
 	case termFromHost:
 		return fmt.Sprintf("@ll,48,16 %#04x", hostPrefix)
@@ -104,24 +130,45 @@ func (t term) taskText() string {
 // twice, which finds it in the new one; and what was not translated after all
 // is dropped instead of being remembered with the service's address as its
 // end: the next packet does better.
-func vipChains() map[string]Chain {
-	vip := Chain{}
-	for _, n := range slotClasses {
-		vip.Rules = append(vip.Rules, rule(term{kind: termVIP, set: slotMap(mapVIP, n), slots: n}))
+//
+// A task on no network with IPv6 has nothing for it.
+func vipChains(six bool) map[string]Chain {
+	out, rej := Chain{Hook: Hook{Type: "nat", Name: "output", Priority: -100}}, Chain{Hook: Hook{Type: "filter", Name: "output"}}
+	chains := map[string]Chain{}
+	for _, v := range []vipNames{vip4, vip6} {
+		if v.six && !six {
+			continue
+		}
+		a := v.chains()
+		out.Rules = append(out.Rules, a["out"].Rules...)
+		rej.Rules = append(rej.Rules, a["rej"].Rules...)
+		chains[v.try], chains[v.left] = a[v.try], a[v.left]
 	}
-	try := rule(is(termIPv4), in(termDaddrSet, setVIPs), in(termJump, "vip"))
-	return map[string]Chain{
-		"out": {Hook: Hook{Type: "nat", Name: "output", Priority: -100}, Rules: []Rule{try, try}},
-		"vip": vip,
-		"rej": {Hook: Hook{Type: "filter", Name: "output"}, Rules: []Rule{
-			rule(is(termIPv4), in(termDaddrSet, setVIPs), in(termJump, "left")),
-		}},
-		"left": {Rules: []Rule{
-			rule(is(termTCP), in(termDaddrSet, setUnserved), is(termRejectTCP)),
-			rule(in(termDaddrSet, setUnserved), is(termUnreachable)),
+	chains["out"], chains["rej"] = out, rej
+	return chains
+}
+
+// chains are the part of vipChains for one family.
+func (v vipNames) chains() map[string]Chain {
+	try := Chain{}
+	for _, n := range slotClasses {
+		try.Rules = append(try.Rules, rule(term{kind: termVIP, set: slotMap(v.slots, n), slots: n}))
+	}
+	once := rule(is(termFamily), in(termDaddrIn, v.vips), in(termJump, v.try))
+	chains := map[string]Chain{
+		"out": {Rules: []Rule{once, once}},
+		v.try: try,
+		"rej": {Rules: []Rule{rule(is(termFamily), in(termDaddrIn, v.vips), in(termJump, v.left))}},
+		v.left: {Rules: []Rule{
+			rule(is(termTCP), in(termDaddrIn, v.unserved), is(termRejectTCP)),
+			rule(in(termDaddrIn, v.unserved), is(termUnreachable)),
 			rule(is(termDrop)),
 		}},
 	}
+	if v.six {
+		return onIPv6(chains)
+	}
+	return chains
 }
 
 // returnChains keep by which host a connection came and send its answers back

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 
 	"wherry.dev/spec"
@@ -161,7 +163,7 @@ func linkFields(l Link) []linkField {
 	return f
 }
 
-// Addr is an IPv4 address with prefix length on a link.
+// Addr is an address with prefix length on a link.
 type Addr struct {
 	Link LinkID
 	IP   string
@@ -172,10 +174,10 @@ func (a Addr) String() string { return fmt.Sprintf("addr %s dev %s", a.IP, a.Lin
 // Route is a route of the main table through a link.
 type Route struct {
 	Link LinkID
-	// Dst is a prefix; 0.0.0.0/0 is the default route.
+	// Dst is a prefix; 0.0.0.0/0 and ::/0 are the default routes.
 	Dst string
 	// Via is the gateway, empty for what is on the link; Src the preferred
-	// source of a route without gateway.
+	// source of a route without gateway, which ours of IPv6 do not have.
 	Via, Src string
 }
 
@@ -227,12 +229,20 @@ func (k SysctlKey) String() string {
 // Claim is a port of the host that is ours: a socket is bound to it.
 type Claim struct {
 	Proto string // tcp or udp
-	// IP is an IPv4 address; 0.0.0.0 is all of them.
+	// IP is an address of the host; 0.0.0.0 is all of IPv4 and :: all of IPv6,
+	// neither of which concerns the other.
 	IP   string
 	Port uint16
 }
 
-func (c Claim) String() string { return fmt.Sprintf("claim %s %s:%d", c.Proto, c.IP, c.Port) }
+func (c Claim) String() string {
+	return fmt.Sprintf("claim %s %s", c.Proto, net.JoinHostPort(c.IP, strconv.Itoa(int(c.Port))))
+}
+
+func (c Claim) six() bool { return strings.Contains(c.IP, ":") }
+
+// every reports whether it is on all addresses of its family.
+func (c Claim) every() bool { return c.IP == "0.0.0.0" || c.IP == "::" }
 
 // TableID names an nftables table. NS is the task whose namespace holds it;
 // empty is the host's.

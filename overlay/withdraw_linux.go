@@ -32,14 +32,13 @@ func (h *Host) Leads(addrs []spec.Address) []spec.Address {
 	var still []spec.Address
 	told := map[spec.NetworkID]map[endpoint]bool{}
 	for _, a := range addrs {
-		e, ok := endpointOf(a.Network, a.IP)
-		if !ok {
-			continue
-		}
 		if told[a.Network] == nil {
 			told[a.Network] = h.told(a.Network)
 		}
-		if told[a.Network][e] || h.led.leads(e) {
+		if slices.ContainsFunc([]string{a.IP, a.IP6}, func(ip string) bool {
+			e, ok := endpointOf(a.Network, ip)
+			return ok && (told[a.Network][e] || h.led.leads(e))
+		}) {
 			still = append(still, a)
 		}
 	}
