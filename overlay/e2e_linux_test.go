@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,8 +47,10 @@ func TestMain(m *testing.M) {
 
 // The host of the tests has an underlay with one client outside.
 const (
-	hostIP   = "198.18.0.1"
-	clientIP = "198.18.0.2"
+	hostIP    = "198.18.0.1"
+	hostIP6   = "2001:db8::1"
+	clientIP  = "198.18.0.2"
+	clientIP6 = "2001:db8::2"
 )
 
 // world is a host under test and what is around it.
@@ -61,6 +64,103 @@ type world struct {
 	ops    *opLog
 	nets   []spec.HostNetwork
 	clock  uint64
+	// six: networks have IPv6, and that is what is spoken. Tests say IPv4
+	// addresses all the same, see say.
+	six bool
+}
+
+// bothFamilies runs a test for what is spoken within networks.
+func bothFamilies(t *testing.T, f func(t *testing.T, six bool)) {
+	for _, six := range []bool{false, true} {
+		t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[six]+" inside", func(t *testing.T) {
+			if _, err := os.Stat("/proc/sys/net/ipv6"); six && err != nil {
+				t.Skip("the kernel has no IPv6")
+			}
+			f(t, six)
+		})
+	}
+}
+
+// say returns a text in whose words, which may have a port or a prefix length,
+// each IPv4 address is the like one of IPv6, if that is what is spoken.
+func (w *world) say(text string) string {
+	if !w.six {
+		return text
+	}
+	words := strings.Split(text, " ")
+	for i, word := range words {
+		if p, err := netip.ParseAddrPort(word); err == nil && p.Addr().Is4() {
+			words[i] = netip.AddrPortFrom(like(p.Addr()), p.Port()).String()
+		} else if p, err := netip.ParsePrefix(word); err == nil && p.Addr().Is4() {
+			words[i] = netip.PrefixFrom(like(p.Addr()), 64).String()
+		} else if a, err := netip.ParseAddr(word); err == nil && a.Is4() {
+			words[i] = like(a).String()
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+func like(a netip.Addr) netip.Addr {
+	b := a.As4()
+	switch {
+	case a.IsUnspecified():
+		return netip.IPv6Unspecified()
+	case a.IsLoopback():
+		return netip.IPv6Loopback()
+	case b[0] == 10:
+		return netip.MustParseAddr(fmt.Sprintf("fd00:9:%x::%x", b[2], b[3]))
+	}
+	return netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", b[3]))
+}
+
+func (w *world) sayAll(texts []string) []string {
+	out := slices.Clone(texts)
+	for i := range out {
+		out[i] = w.say(out[i])
+	}
+	return out
+}
+
+// document is one in which what is spoken is all that there is.
+func (w *world) document(d spec.HostNetwork) spec.HostNetwork {
+	if !w.six {
+		return d
+	}
+	d.Network.Subnet6 = netip.MustParsePrefix(w.say(d.Network.Subnet)).Masked().String()
+	d.Network.Gateway6 = w.say(d.Network.Gateway)
+	d.Tasks, d.Remote, d.VIPs, d.Ports = slices.Clone(d.Tasks), slices.Clone(d.Remote), slices.Clone(d.VIPs), slices.Clone(d.Ports)
+	for i := range d.Tasks {
+		d.Tasks[i].IP6 = w.say(d.Tasks[i].IP)
+	}
+	for i := range d.Remote {
+		d.Remote[i].IP6 = w.say(d.Remote[i].IP)
+	}
+	for i, v := range d.VIPs {
+		d.VIPs[i].Address, d.VIPs[i].Targets = w.say(v.Address), w.sayAll(v.Targets)
+	}
+	for i, p := range d.Ports {
+		d.Ports[i].HostIP, d.Ports[i].Targets = w.say(p.HostIP), w.sayAll(p.Targets)
+	}
+	return d
+}
+
+// box is a sandbox that has what is spoken besides.
+func (w *world) box(s spec.Sandbox) spec.Sandbox {
+	s.Addresses = slices.Clone(s.Addresses)
+	for i := range s.Addresses {
+		if w.six {
+			s.Addresses[i].IP6 = w.say(s.Addresses[i].IP)
+		}
+	}
+	return s
+}
+
+// with is the name of a network such as "tcp6" for the address.
+func with(proto, addr string) string {
+	if strings.HasPrefix(addr, "[") {
+		return proto + "6"
+	}
+	return proto + "4"
 }
 
 // tasks are the tasks that have a resolver.
@@ -111,17 +211,17 @@ func sh(t *testing.T, line string) string {
 func newWorld(t *testing.T, bridgeNF string) *world {
 	t.Helper()
 	w := &world{t: t, runDir: t.TempDir(), others: newNamespaces(t.TempDir()), dns: &testDNS{}}
-	sh(t, "ip link set lo up; ip link add up0 type veth peer name out0; ip link set up0 addrgenmode none; ip link set out0 addrgenmode none; ip addr add "+hostIP+"/24 dev up0; ip link set up0 up")
+	sh(t, "ip link set lo up; ip link add up0 type veth peer name out0; ip link set up0 addrgenmode none; ip link set out0 addrgenmode none; ip addr add "+hostIP+"/24 dev up0; ip addr add "+hostIP6+"/64 dev up0 nodad; ip addr add fe80::1/64 dev up0 nodad; ip link set up0 up")
 	if bridgeNF != "" {
-		sh(t, "echo "+bridgeNF+" > /proc/sys/net/bridge/bridge-nf-call-iptables")
+		sh(t, "echo "+bridgeNF+" > /proc/sys/net/bridge/bridge-nf-call-iptables; echo "+bridgeNF+" > /proc/sys/net/bridge/bridge-nf-call-ip6tables")
 	}
 	client, err := w.others.make(spec.Sandbox{Task: "client"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	sh(t, "ip link set out0 netns "+client)
-	w.inside(client, "ip link set lo up; ip addr add "+clientIP+"/24 dev out0; ip link set out0 up; ip route add default via "+hostIP)
-	sh(t, "ip route add default via "+clientIP)
+	w.inside(client, "ip link set lo up; ip addr add "+clientIP+"/24 dev out0; ip addr add "+clientIP6+"/64 dev out0 nodad; ip addr add fe80::2/64 dev out0 nodad; ip link set out0 up; ip route add default via "+hostIP+"; ip route add default via "+hostIP6)
+	sh(t, "ip route add default via "+clientIP+"; ip route add default via "+clientIP6)
 	t.Cleanup(func() {
 		if w.stop != nil {
 			w.stop()
@@ -176,6 +276,7 @@ func (w *world) set() {
 	w.clock++
 	nets := slices.Clone(w.nets)
 	for i := range nets {
+		nets[i] = w.document(nets[i])
 		nets[i].Clock = spec.Clock{Incarnation: 1, Index: w.clock}
 	}
 	w.host.Set(nets)
@@ -222,7 +323,7 @@ func sandbox(id spec.TaskID, name string, addrs ...string) spec.Sandbox {
 
 func (w *world) attach(s spec.Sandbox) string {
 	w.t.Helper()
-	ns, err := w.host.Attach(context.Background(), s)
+	ns, err := w.host.Attach(context.Background(), w.box(s))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -251,9 +352,10 @@ func at(ns string, f func() error) error {
 // of the client.
 func (w *world) serve(ns, proto, addr, name string) {
 	w.t.Helper()
+	addr, name = w.say(addr), w.say(name)
 	err := at(ns, func() error {
 		if proto == "udp" {
-			c, err := net.ListenPacket("udp4", addr)
+			c, err := net.ListenPacket(with("udp", addr), addr)
 			if err != nil {
 				return err
 			}
@@ -270,7 +372,7 @@ func (w *world) serve(ns, proto, addr, name string) {
 			}()
 			return nil
 		}
-		l, err := net.Listen("tcp4", addr)
+		l, err := net.Listen(with("tcp", addr), addr)
 		if err != nil {
 			return err
 		}
@@ -295,7 +397,7 @@ func (w *world) serve(ns, proto, addr, name string) {
 // ask connects from a namespace and returns what is answered.
 func ask(ns, proto, addr string) (answer string, err error) {
 	err = at(ns, func() error {
-		c, err := net.DialTimeout(proto+"4", addr, time.Second)
+		c, err := net.DialTimeout(with(proto, addr), addr, time.Second)
 		if err != nil {
 			return err
 		}
@@ -305,6 +407,8 @@ func ask(ns, proto, addr string) (answer string, err error) {
 	})
 	return answer, err
 }
+
+func (w *world) ask(ns, proto, addr string) (string, error) { return ask(ns, proto, w.say(addr)) }
 
 func exchange(c net.Conn) (string, error) {
 	c.SetDeadline(time.Now().Add(time.Second))
@@ -320,7 +424,8 @@ func exchange(c net.Conn) (string, error) {
 
 func (w *world) want(ns, proto, addr, answer string) {
 	w.t.Helper()
-	got, err := ask(ns, proto, addr)
+	answer = w.say(answer)
+	got, err := w.ask(ns, proto, addr)
 	if err != nil || got != answer {
 		w.t.Errorf("%s %s from %q: got %q, %v; want %q", proto, addr, filepath.Base(ns), got, err, answer)
 	}
@@ -331,7 +436,7 @@ func (w *world) want(ns, proto, addr, answer string) {
 func (w *world) refused(ns, proto, addr string) {
 	w.t.Helper()
 	w.eventually(fmt.Sprintf("%s %s from %q: is refused", proto, addr, filepath.Base(ns)), func() error {
-		if got, err := ask(ns, proto, addr); !errors.Is(err, syscall.ECONNREFUSED) {
+		if got, err := w.ask(ns, proto, addr); !errors.Is(err, syscall.ECONNREFUSED) {
 			return fmt.Errorf("got %q, %v", got, err)
 		}
 		return nil
@@ -340,7 +445,7 @@ func (w *world) refused(ns, proto, addr string) {
 
 func (w *world) dropped(ns, proto, addr string) {
 	w.t.Helper()
-	if got, err := ask(ns, proto, addr); err == nil {
+	if got, err := w.ask(ns, proto, addr); err == nil {
 		w.t.Errorf("%s %s from %q: got %q; want no answer", proto, addr, filepath.Base(ns), got)
 	}
 }
@@ -351,12 +456,15 @@ func (w *world) client() string { return w.others.path("client") }
 // kernelText is everything that a person can see of the host's network.
 func kernelText(t *testing.T) string { return sh(t, kernelCommand) }
 
-const kernelCommand = "ip -o link 2>/dev/null | sed 's/ qlen [0-9]*//; s/^[0-9]*: //' | sort; ip -o addr | sed 's/^[0-9]*: //' | sort; ip route | sort; ip rule; bridge fdb; ip neigh show nud permanent; nft list ruleset"
+const kernelCommand = "ip -o link 2>/dev/null | sed 's/ qlen [0-9]*//; s/^[0-9]*: //' | sort; ip -o addr | sed 's/^[0-9]*: //' | sort; ip route | sort; ip -6 route | sort; ip rule; bridge fdb; ip neigh show nud permanent; nft list ruleset"
 
-func TestTasksTalk(t *testing.T) {
+func TestTasksTalk(t *testing.T) { bothFamilies(t, testTasksTalk) }
+
+func testTasksTalk(t *testing.T, six bool) {
 	for _, nf := range []string{"0", "1"} {
 		t.Run("bridge-nf-call-iptables="+nf, func(t *testing.T) {
 			w := newWorld(t, nf)
+			w.six = six
 			a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 			w.network("1-2", "10.9.2.0/24", "10.9.2.1", false)
 			w.network("1-3", "10.9.3.0/24", "10.9.3.1", true)
@@ -381,13 +489,16 @@ func TestTasksTalk(t *testing.T) {
 			w.want(one, "tcp", clientIP+":80", "client "+hostIP)
 			w.want(other, "tcp", clientIP+":80", "client "+hostIP)
 			w.dropped(inner, "tcp", clientIP+":80")
-			w.inside(inner, "ip route add default via 10.9.3.1")
+			w.inside(inner, w.say("ip route add default via 10.9.3.1"))
 			w.dropped(inner, "tcp", clientIP+":80")
 			// Not between networks, nor from outside to what is not published.
 			w.dropped(one, "tcp", "10.9.2.2:80")
 			w.dropped(other, "udp", "10.9.1.2:80")
 			w.dropped(w.client(), "tcp", "10.9.1.2:80")
 
+			if six {
+				return // there is no such setting, see TestUnreachable6
+			}
 			// The host's loopback is out of reach, also with route_localnet on.
 			w.nets[a].Ports = []spec.PublishedPort{{Port: 8080, Protocol: "tcp", Owner: "shop/web", Targets: []string{"10.9.1.2:80"}}}
 			w.set()
@@ -397,10 +508,13 @@ func TestTasksTalk(t *testing.T) {
 	}
 }
 
-func TestPublishedPorts(t *testing.T) {
+func TestPublishedPorts(t *testing.T) { bothFamilies(t, testPublishedPorts) }
+
+func testPublishedPorts(t *testing.T, six bool) {
 	for _, nf := range []string{"0", "1"} {
 		t.Run("bridge-nf-call-iptables="+nf, func(t *testing.T) {
 			w := newWorld(t, nf)
+			w.six = six
 			a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 			w.network("1-2", "10.9.2.0/24", "10.9.2.1", false)
 			both := []string{"10.9.1.2:80", "10.9.1.3:80"}
@@ -408,7 +522,7 @@ func TestPublishedPorts(t *testing.T) {
 				{Port: 8080, Protocol: "tcp", Owner: "shop/web", Targets: both[:1]},
 				{Port: 8080, Protocol: "udp", Owner: "shop/web", Targets: both[:1]},
 				{Port: 8081, Protocol: "tcp", Owner: "shop/web", Targets: both},
-				{HostIP: "127.0.0.1", Port: 8082, Protocol: "tcp", Owner: "shop/web", Targets: both[:1]},
+				{HostIP: map[bool]string{false: "127.0.0.1", true: hostIP}[six], Port: 8082, Protocol: "tcp", Owner: "shop/web", Targets: both[:1]},
 				{HostIP: hostIP, Port: 8083, Protocol: "tcp", Owner: "shop/web", Targets: both[:1]},
 				{Port: 8084, Protocol: "tcp", Owner: "shop/none"},
 				{Port: 8084, Protocol: "udp", Owner: "shop/none"},
@@ -426,7 +540,11 @@ func TestPublishedPorts(t *testing.T) {
 			for _, proto := range []string{"tcp", "udp"} {
 				w.want(w.client(), proto, hostIP+":8080", "one "+clientIP)
 				w.want("", proto, hostIP+":8080", "one "+hostIP)
-				w.want("", proto, "127.0.0.1:8080", "one 10.9.1.1")
+				if six {
+					w.refused("", proto, "127.0.0.1:8080") // ::1, as the status says
+				} else {
+					w.want("", proto, "127.0.0.1:8080", "one 10.9.1.1")
+				}
 				w.want(other, proto, hostIP+":8080", "one 10.9.2.2")
 				w.want(other, proto, "10.9.2.1:8080", "one 10.9.2.2")
 				w.want(two, proto, hostIP+":8080", "one 10.9.1.1")
@@ -438,20 +556,21 @@ func TestPublishedPorts(t *testing.T) {
 			// Both targets get connections.
 			seen := map[string]int{}
 			for range 100 {
-				answer, err := ask(w.client(), "tcp", hostIP+":8081")
+				answer, err := w.ask(w.client(), "tcp", hostIP+":8081")
 				if err != nil {
 					t.Fatal(err)
 				}
 				seen[answer]++
 			}
-			if seen["one "+clientIP] < 20 || seen["two "+clientIP] < 20 {
+			if seen[w.say("one "+clientIP)] < 20 || seen[w.say("two "+clientIP)] < 20 {
 				t.Errorf("100 connections went to %v", seen)
 			}
 			// A host address is never widened.
-			w.want("", "tcp", "127.0.0.1:8082", "one 10.9.1.1")
-			w.refused(w.client(), "tcp", hostIP+":8082")
-			w.refused(one, "tcp", hostIP+":8082")
-			w.inside(w.client(), "ip route add 127.0.0.2/32 via "+hostIP+" && true; ip route replace table local local 127.0.0.1 dev lo; true")
+			if !six {
+				w.want("", "tcp", "127.0.0.1:8082", "one 10.9.1.1")
+				w.refused(w.client(), "tcp", hostIP+":8082")
+				w.refused(one, "tcp", hostIP+":8082")
+			}
 			w.want(w.client(), "tcp", hostIP+":8083", "one "+clientIP)
 			w.refused("", "tcp", "127.0.0.1:8083")
 		})
@@ -472,8 +591,11 @@ func TestLoopbackPortFromNeighbour(t *testing.T) {
 	w.dropped(w.client(), "tcp", "127.0.0.1:8082")
 }
 
-func TestUDPFlowsMove(t *testing.T) {
+func TestUDPFlowsMove(t *testing.T) { bothFamilies(t, testUDPFlowsMove) }
+
+func testUDPFlowsMove(t *testing.T, six bool) {
 	w := newWorld(t, "")
+	w.six = six
 	a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 	port := func(targets ...string) {
 		w.nets[a].Ports = []spec.PublishedPort{{Port: 5300, Protocol: "udp", Owner: "shop/dns", Targets: targets}}
@@ -485,7 +607,10 @@ func TestUDPFlowsMove(t *testing.T) {
 	w.serve(one, "udp", "0.0.0.0:53", "one")
 	w.serve(two, "udp", "0.0.0.0:53", "two")
 	var c net.Conn
-	if err := at(w.client(), func() (err error) { c, err = net.Dial("udp4", hostIP+":5300"); return err }); err != nil {
+	if err := at(w.client(), func() (err error) {
+		c, err = net.Dial(with("udp", w.say(hostIP+":5300")), w.say(hostIP+":5300"))
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
@@ -554,12 +679,15 @@ func TestPortConflict(t *testing.T) {
 
 func TestRepair(t *testing.T) {
 	for _, shared := range []bool{false, true} {
-		t.Run(fmt.Sprintf("shared=%v", shared), func(t *testing.T) { testRepair(t, shared) })
+		t.Run(fmt.Sprintf("shared=%v", shared), func(t *testing.T) {
+			bothFamilies(t, func(t *testing.T, six bool) { testRepair(t, shared, six) })
+		})
 	}
 }
 
-func testRepair(t *testing.T, shared bool) {
+func testRepair(t *testing.T, shared, six bool) {
 	w := newWorld(t, "")
+	w.six = six
 	w.stop()
 	w.host = New(Config{Node: "00c0ffee00000001", RunDir: w.runDir, DNS: w.dns, Logger: slog.New(w.ops)})
 	w.host.mu.Lock()
@@ -567,6 +695,7 @@ func testRepair(t *testing.T, shared bool) {
 		t.Fatal(err)
 	}
 	w.host.kernel.(*linuxKernel).nft.shared = shared
+	w.host.kernel.(*linuxKernel).nft6.shared = shared
 	w.host.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -580,10 +709,10 @@ func testRepair(t *testing.T, shared bool) {
 	two := w.attach(sandbox("1-11", "shop.web.2", "1-1=10.9.1.3/24"))
 	w.serve(one, "tcp", "0.0.0.0:80", "one")
 	check := func() error {
-		if got, err := ask(w.client(), "tcp", hostIP+":8080"); err != nil || got != "one "+clientIP {
+		if got, err := w.ask(w.client(), "tcp", hostIP+":8080"); err != nil || got != w.say("one "+clientIP) {
 			return fmt.Errorf("published port: %q, %v", got, err)
 		}
-		if got, err := ask(two, "tcp", "10.9.1.2:80"); err != nil || got != "one 10.9.1.3" {
+		if got, err := w.ask(two, "tcp", "10.9.1.2:80"); err != nil || got != w.say("one 10.9.1.3") {
 			return fmt.Errorf("neighbour: %q, %v", got, err)
 		}
 		return nil
@@ -626,6 +755,33 @@ func testRepair(t *testing.T, shared bool) {
 			"nft insert rule ip "+table+" ports return",
 		)
 	}
+	if six {
+		damages = append(damages,
+			"ip addr del fd00:9:1::1/64 dev wbr-1-1",
+			"ip addr del fe80::57:ff:fe00:7/64 dev wbr-1-1",
+			"ip addr add fd00:9:1::77/64 dev wbr-1-1 nodad",
+			"ip -6 route del fd00:9:1::/64 dev wbr-1-1",
+			"ip -6 route del fe80::/64 dev wbr-1-1",
+			"echo 1 > /proc/sys/net/ipv6/conf/wbr-1-1/accept_ra",
+			"echo 1 > /proc/sys/net/ipv6/conf/wbr-1-1/disable_ipv6",
+			"echo 0 > /proc/sys/net/ipv6/conf/wbr-1-1/force_forwarding",
+			"echo 0 > /proc/sys/net/ipv6/conf/up0/force_forwarding",
+			"ip link set wbr-1-1 mtu 1200",
+			inNS("ip addr del fd00:9:1::2/64 dev eth0"),
+			inNS("ip addr flush dev eth0 scope link"),
+			inNS("ip -6 route del default"),
+			inNS("ip -6 route del fd00:9:1::/64"),
+			inNS("ip -6 addr flush dev eth0"),
+		)
+		if shared {
+			damages = append(damages,
+				"nft flush chain ip6 wherry-00c0ffee post",
+				"nft flush map ip6 wherry-00c0ffee any1",
+				"nft delete table ip6 wherry-00c0ffee",
+				"nft insert rule ip6 wherry-00c0ffee ports return",
+			)
+		}
+	}
 	for _, d := range damages {
 		start, before := time.Now(), w.host.Status().Repairs
 		sh(t, d)
@@ -645,7 +801,8 @@ func (w *world) stateText() string { return stateTextOf(w.host) }
 
 func stateTextOf(h *Host) string {
 	h.mu.Lock()
-	q := query{host: true, sysctls: hostSysctls(Compile(Input{Node: h.c.Node, Networks: h.documentsLocked()}))}
+	in := Input{Node: h.c.Node, Networks: h.documentsLocked()}
+	q := query{host: true, sysctls: hostSysctls(Compile(in)), router6: in.hasIPv6()}
 	for id := range h.tasks {
 		q.inside = append(q.inside, id)
 	}
@@ -661,15 +818,18 @@ func stateTextOf(h *Host) string {
 	return o.state.String()
 }
 
-func TestRestartChangesNothing(t *testing.T) {
+func TestRestartChangesNothing(t *testing.T) { bothFamilies(t, testRestartChangesNothing) }
+
+func testRestartChangesNothing(t *testing.T, six bool) {
 	w := newWorld(t, "")
+	w.six = six
 	a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 	w.network("1-2", "10.9.2.0/24", "10.9.2.1", true)
 	w.nets[a].Names = []spec.Name{{Name: "web", Addresses: []string{"10.9.1.2"}}}
 	w.nets[a].Ports = []spec.PublishedPort{
 		{Port: 8080, Protocol: "tcp", Owner: "shop/web", Targets: []string{"10.9.1.2:80"}},
 		{Port: 8080, Protocol: "udp", Owner: "shop/web", Targets: []string{"10.9.1.2:80", "10.9.1.3:80"}},
-		{HostIP: "127.0.0.1", Port: 8081, Protocol: "tcp", Owner: "shop/web"},
+		{HostIP: map[bool]string{false: "127.0.0.1", true: hostIP}[six], Port: 8081, Protocol: "tcp", Owner: "shop/web"},
 	}
 	w.set()
 	boxes := []spec.Sandbox{
@@ -699,7 +859,7 @@ func TestRestartChangesNothing(t *testing.T) {
 		return nil
 	})
 	w.host.Set(nil)
-	w.host.Set(w.nets[1:])
+	w.host.Set([]spec.HostNetwork{w.document(w.nets[1])})
 	w.set()
 	for _, s := range boxes {
 		w.attach(s)
@@ -714,8 +874,11 @@ func TestRestartChangesNothing(t *testing.T) {
 	w.want(w.client(), "tcp", hostIP+":8080", "one "+clientIP)
 }
 
-func TestRemovalLeavesNothing(t *testing.T) {
+func TestRemovalLeavesNothing(t *testing.T) { bothFamilies(t, testRemovalLeavesNothing) }
+
+func testRemovalLeavesNothing(t *testing.T, six bool) {
 	w := newWorld(t, "")
+	w.six = six
 	w.stop()
 	sh(t, "echo 1 > /proc/sys/net/ipv4/ip_forward; ip link add wbr-foreign type bridge; nft add table ip foreign; nft add chain ip foreign c; nft add rule ip foreign c counter accept")
 	t.Cleanup(func() { sh(t, "ip link del wbr-foreign; nft delete table ip foreign") })
@@ -754,11 +917,13 @@ func TestRemovalLeavesNothing(t *testing.T) {
 	if files, _ := filepath.Glob(w.runDir + "/netns/*"); len(files) > 0 {
 		t.Errorf("left over: %v", files)
 	}
-	l, err := net.Listen("tcp4", "0.0.0.0:8080")
-	if err != nil {
-		t.Fatalf("the port is still claimed: %v", err)
+	for _, addr := range []string{"0.0.0.0:8080", "[::]:8080"} {
+		l, err := net.Listen(with("tcp", addr), addr)
+		if err != nil {
+			t.Fatalf("the port is still claimed: %v", err)
+		}
+		l.Close()
 	}
-	l.Close()
 }
 
 func TestAttachErrors(t *testing.T) {

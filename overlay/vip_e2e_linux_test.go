@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -41,10 +42,13 @@ func (w *world) tasks(network int, names ...string) (paths []string) {
 	return paths
 }
 
-func TestVIP(t *testing.T) {
+func TestVIP(t *testing.T) { bothFamilies(t, testVIP) }
+
+func testVIP(t *testing.T, six bool) {
 	for _, nf := range []string{"0", "1"} {
 		t.Run("bridge-nf-call-iptables="+nf, func(t *testing.T) {
 			w := newWorld(t, nf)
+			w.six = six
 			a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 			w.set()
 			one := w.tasks(a, "one", "two", "three", "four")[0]
@@ -57,27 +61,27 @@ func TestVIP(t *testing.T) {
 			for _, proto := range []string{"tcp", "udp"} {
 				seen := map[string]int{}
 				for range 200 {
-					answer, err := ask(one, proto, vip+":80")
+					answer, err := w.ask(one, proto, vip+":80")
 					if err != nil {
 						t.Fatalf("%s: %v", proto, err)
 					}
 					seen[answer]++
 				}
 				for _, name := range []string{"one", "two", "three", "four"} {
-					if seen[name+" 10.9.1.2"] < 20 {
+					if seen[w.say(name+" 10.9.1.2")] < 20 {
 						t.Errorf("200 %s connections went to %v", proto, seen)
 					}
 				}
 				w.want(one, proto, mine+":80", "one 10.9.1.2")
 				start := time.Now()
-				_, err := ask(one, proto, empty+":80")
+				_, err := w.ask(one, proto, empty+":80")
 				want := map[string]error{"tcp": syscall.ECONNREFUSED, "udp": syscall.EPERM}[proto]
 				if took := time.Since(start); !errors.Is(err, want) || took > 500*time.Millisecond {
 					t.Errorf("%s to an address without targets: %v after %v, want %v", proto, err, took, want)
 				}
 			}
 			// nft(8) can read what is there.
-			if out := w.inside(one, "nft list ruleset"); !strings.Contains(out, vip) {
+			if out := w.inside(one, "nft list ruleset"); !strings.Contains(out, w.say(vip)) {
 				t.Errorf("nft lists:\n%s", out)
 			}
 			// A new task has the addresses when Attach returns.
@@ -151,8 +155,9 @@ func TestVIPExchange(t *testing.T) {
 // echo answers every line of every connection with its name.
 func (w *world) echo(ns, addr, name string) {
 	w.t.Helper()
+	addr = w.say(addr)
 	err := at(ns, func() error {
-		l, err := net.Listen("tcp4", addr)
+		l, err := net.Listen(with("tcp", addr), addr)
 		if err != nil {
 			return err
 		}
@@ -184,12 +189,15 @@ func (w *world) echo(ns, addr, name string) {
 
 func TestVIPFlows(t *testing.T) {
 	for _, scan := range []bool{false, true} {
-		t.Run(fmt.Sprintf("scan=%v", scan), func(t *testing.T) { testVIPFlows(t, scan) })
+		t.Run(fmt.Sprintf("scan=%v", scan), func(t *testing.T) {
+			bothFamilies(t, func(t *testing.T, six bool) { testVIPFlows(t, scan, six) })
+		})
 	}
 }
 
-func testVIPFlows(t *testing.T, scan bool) {
+func testVIPFlows(t *testing.T, scan, six bool) {
 	w := newWorld(t, "")
+	w.six = six
 	a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 	w.set()
 	w.host.kernel.(*linuxKernel).scan = scan
@@ -208,7 +216,7 @@ func testVIPFlows(t *testing.T, scan bool) {
 	targets("10.9.1.3")
 	dial := func(ns, proto, addr string) net.Conn {
 		var c net.Conn
-		if err := at(ns, func() (err error) { c, err = net.Dial(proto+"4", addr); return err }); err != nil {
+		if err := at(ns, func() (err error) { c, err = net.Dial(with(proto, w.say(addr)), w.say(addr)); return err }); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
@@ -261,10 +269,13 @@ func testVIPFlows(t *testing.T, scan bool) {
 // A connection that came by another host is answered there, although the
 // default route leads to the own one. The other host is a namespace on the
 // task's bridge with the same gateway address, as the tunnel would show it.
-func TestReturnToEntryHost(t *testing.T) {
+func TestReturnToEntryHost(t *testing.T) { bothFamilies(t, testReturnToEntryHost) }
+
+func testReturnToEntryHost(t *testing.T, six bool) {
 	for _, nf := range []string{"0", "1"} {
 		t.Run("bridge-nf-call-iptables="+nf, func(t *testing.T) {
 			w := newWorld(t, nf)
+			w.six = six
 			a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 			w.network("1-2", "10.9.2.0/24", "10.9.2.1", true)
 			w.set()
@@ -280,11 +291,11 @@ func TestReturnToEntryHost(t *testing.T) {
 					for _, proto := range []string{"tcp", "udp"} {
 						var answer string
 						err := at(other, func() error {
-							d := net.Dialer{Timeout: 500 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+							d := net.Dialer{Timeout: 500 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP(w.say(from))}}
 							if proto == "udp" {
-								d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(from)}
+								d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(w.say(from))}
 							}
-							c, err := d.Dial(proto+"4", "10.9.1.2:80")
+							c, err := d.Dial(with(proto, w.say("10.9.1.2:80")), w.say("10.9.1.2:80"))
 							if err != nil {
 								return err
 							}
@@ -292,7 +303,7 @@ func TestReturnToEntryHost(t *testing.T) {
 							answer, err = exchange(c)
 							return err
 						})
-						if err != nil || answer != "one "+from {
+						if err != nil || answer != w.say("one "+from) {
 							return fmt.Errorf("%s from %s by the other host: %q, %v", proto, from, answer, err)
 						}
 					}
@@ -318,8 +329,11 @@ func TestReturnToEntryHost(t *testing.T) {
 
 // A client may use one port for connections by two hosts: they end at the same
 // task, with the same address and port of the client.
-func TestOneClientByTwoHosts(t *testing.T) {
+func TestOneClientByTwoHosts(t *testing.T) { bothFamilies(t, testOneClientByTwoHosts) }
+
+func testOneClientByTwoHosts(t *testing.T, six bool) {
 	w := newWorld(t, "0")
+	w.six = six
 	a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 	w.set()
 	one := w.attach(sandbox("1-10", "shop.web.1", "1-1=10.9.1.2/24"))
@@ -331,8 +345,8 @@ func TestOneClientByTwoHosts(t *testing.T) {
 	dial := func(ns, to string) net.Conn {
 		var c net.Conn
 		err := at(ns, func() (err error) {
-			d := net.Dialer{Timeout: 3 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(clientIP), Port: port}}
-			c, err = d.Dial("tcp4", to)
+			d := net.Dialer{Timeout: 3 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(w.say(clientIP)), Port: port}}
+			c, err = d.Dial(with("tcp", w.say(to)), w.say(to))
 			return err
 		})
 		if err != nil {
@@ -371,6 +385,8 @@ func (w *world) otherHost(number uint32, client string) string {
 	sh(t, "ip link add other0 type veth peer name br0 address "+hostMAC(number)+" netns "+other+"; ip link set other0 addrgenmode none master wbr-1-1 up")
 	t.Cleanup(func() { sh(t, "ip link del other0 2>/dev/null; true") })
 	w.inside(other, "echo 8 > /proc/sys/net/ipv4/conf/all/arp_ignore; ip link set lo up; ip addr add "+client+"/32 dev lo; ip addr add 10.9.1.1/24 dev br0; ip link set br0 up; ip neigh add 10.9.1.2 lladdr 02:58:0a:09:01:02 dev br0 nud permanent")
+	sh(t, "bridge link set dev other0 mcast_flood off") // it would answer for the gateway's IPv6 address
+	w.inside(other, "ip link set br0 addrgenmode none; ip addr add "+like(netip.MustParseAddr(client)).String()+"/128 dev lo; ip addr add fd00:9:1::1/64 dev br0 nodad; ip neigh add fd00:9:1::2 lladdr 02:58:0a:09:01:02 dev br0 nud permanent")
 	// To ask for a link makes the kernel notice its carrier; until then it sends nothing.
 	w.eventually("the other host is linked", func() error {
 		if got := w.inside(other, "ip link show br0") + sh(t, "ip link show wbr-1-1; bridge link show dev other0"); strings.Count(got, "state UP") < 2 || !strings.Contains(got, "forwarding") {
