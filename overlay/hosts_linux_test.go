@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -27,11 +28,18 @@ type tunnelFrame struct {
 	outer    string // the sender's underlay address
 	dst      net.HardwareAddr
 	typ      uint16
+	icmp6    byte // the type of a message of ICMPv6
 	fragment bool
 }
 
 func (f tunnelFrame) String() string {
-	return fmt.Sprintf("from %s to %s type %04x fragment %v", f.outer, f.dst, f.typ, f.fragment)
+	return fmt.Sprintf("from %s to %s type %04x ICMPv6 %d fragment %v", f.outer, f.dst, f.typ, f.icmp6, f.fragment)
+}
+
+// payload reports whether it is what tasks say to each other: no question for a
+// neighbour, a router or a group, and to one receiver.
+func (f tunnelFrame) payload() bool {
+	return !f.fragment && f.dst[0]&1 == 0 && (f.typ == unix.ETH_P_IP || f.typ == unix.ETH_P_IPV6) && (f.icmp6 < 130 || f.icmp6 > 143)
 }
 
 // tap collects the tunnel's packets at a port of the switch.
@@ -105,6 +113,14 @@ func (p *tap) see(b []byte) {
 			return
 		}
 		f.dst, f.typ = slices.Clone(net.HardwareAddr(udp[16:22])), binary.BigEndian.Uint16(udp[28:])
+		if inner := udp[30:]; f.typ == unix.ETH_P_IPV6 && len(inner) > 48 {
+			switch {
+			case inner[6] == unix.IPPROTO_ICMPV6:
+				f.icmp6 = inner[40]
+			case inner[6] == unix.IPPROTO_HOPOPTS && inner[40] == unix.IPPROTO_ICMPV6: // of groups
+				f.icmp6 = inner[48]
+			}
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -122,34 +138,36 @@ func (p *tap) take() []tunnelFrame {
 // ping sends one echo of size bytes, the IP header included, that must not be
 // fragmented, and waits for its answer.
 func ping(ns, ip string, size int) error {
+	to := netip.MustParseAddr(ip)
+	family, proto, header := unix.AF_INET, unix.IPPROTO_ICMP, 20
+	if to.Is6() {
+		family, proto, header = unix.AF_INET6, unix.IPPROTO_ICMPV6, 40
+	}
 	var fd int
 	err := at(ns, func() (err error) {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+		fd, err = unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	to := &unix.SockaddrInet4{Addr: [4]byte(net.ParseIP(ip).To4())}
-	if err := errors.Join(
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}),
-		unix.Connect(fd, to),
-	); err != nil {
+	m := make([]byte, max(size-header, 8))
+	binary.BigEndian.PutUint16(m[4:], uint16(os.Getpid()))
+	var reply byte
+	if to.Is6() {
+		m[0], reply = 128, 129 // the kernel sums it up
+		err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO),
+			unix.Connect(fd, &unix.SockaddrInet6{Addr: to.As16()}))
+	} else {
+		m[0], reply = 8, 0
+		binary.BigEndian.PutUint16(m[2:], sum(m))
+		err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO),
+			unix.Connect(fd, &unix.SockaddrInet4{Addr: to.As4()}))
+	}
+	if err := errors.Join(err, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})); err != nil {
 		return err
 	}
-	m := make([]byte, max(size-20, 8))
-	m[0] = 8
-	binary.BigEndian.PutUint16(m[4:], uint16(os.Getpid()))
-	sum := uint32(0)
-	for i := 0; i+1 < len(m); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(m[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	binary.BigEndian.PutUint16(m[2:], ^uint16(sum))
 	if _, err := unix.Write(fd, m); err != nil {
 		return fmt.Errorf("send: %w", err)
 	}
@@ -159,19 +177,35 @@ func ping(ns, ip string, size int) error {
 		if err != nil {
 			return fmt.Errorf("no answer: %w", err)
 		}
-		if n >= 28 && b[20] == 0 { // an echo reply; connected, so from there
-			if n != 20+len(m) {
-				return fmt.Errorf("answer of %d bytes to %d", n, 20+len(m))
+		got := b[:n]
+		if to.Is4() {
+			got = got[header:] // what is read has it
+		}
+		if len(got) >= 8 && got[0] == reply { // connected, so from there
+			if len(got) != len(m) {
+				return fmt.Errorf("answer of %d bytes to %d", len(got), len(m))
 			}
 			return nil
 		}
 	}
 }
 
+func sum(m []byte) uint16 {
+	sum := uint32(0)
+	for i := 0; i+1 < len(m); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(m[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
+
 // pathMTU is what the kernel takes for the way to an address.
 func pathMTU(ns, ip string) (mtu int, err error) {
+	addr := net.JoinHostPort(ip, "9")
 	err = at(ns, func() error {
-		c, err := net.Dial("udp4", ip+":9")
+		c, err := net.Dial(with("udp", addr), addr)
 		if err != nil {
 			return err
 		}
@@ -180,7 +214,11 @@ func pathMTU(ns, ip string) (mtu int, err error) {
 		if err != nil {
 			return err
 		}
-		return errors.Join(raw.Control(func(fd uintptr) { mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU) }), err)
+		level, option := unix.IPPROTO_IP, unix.IP_MTU
+		if strings.Contains(ip, ":") {
+			level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU
+		}
+		return errors.Join(raw.Control(func(fd uintptr) { mtu, err = unix.GetsockoptInt(int(fd), level, option) }), err)
 	})
 	return mtu, err
 }
@@ -207,133 +245,156 @@ func (f *fleet) serveAll() {
 // Tasks on three hosts reach each other, and nothing but what they say to each
 // other is in the tunnel.
 func TestHostsTalk(t *testing.T) {
-	underlays(t, func(t *testing.T, v6 bool) {
-		f := newFleet(t, 3, v6)
-		mtu := 1450
-		if v6 {
-			mtu = 1430
-		}
-		for i, m := range f.members {
-			f.task(i, spec.TaskID(fmt.Sprintf("1-%d0", i+1)), fmt.Sprintf("10.9.1.%d", 2+2*i))
-			f.task(i, spec.TaskID(fmt.Sprintf("1-%d1", i+1)), fmt.Sprintf("10.9.1.%d", 3+2*i))
-			if r := m.do(order{}); r.MTU != 1500 {
-				t.Errorf("host %d: MTU %d before the first document", m.number, r.MTU)
-			}
-		}
-		f.set()
-		var taps []*tap
-		for i := range f.members {
-			taps = append(taps, newTap(t, fmt.Sprintf("sw%d", i+1)))
-		}
-		f.attachAll()
-		f.serveAll()
-		for _, from := range f.tasks {
-			for _, to := range f.tasks {
-				if from.ns == to.ns {
-					continue
-				}
-				f.want(from.ns, "tcp", to.ip()+":80", to.ip()+" "+from.ip())
-				f.want(from.ns, "udp", to.ip()+":80", to.ip()+" "+from.ip())
-				if err := ping(from.ns, to.ip(), mtu); err != nil {
-					t.Errorf("full-size ping from %s to %s: %v", from.ip(), to.ip(), err)
-				}
-				if got, err := pathMTU(from.ns, to.ip()); got != mtu || err != nil {
-					t.Errorf("path MTU from %s to %s: %d, %v", from.ip(), to.ip(), got, err)
-				}
-				if err := ping(from.ns, to.ip(), mtu+1); !errors.Is(err, unix.EMSGSIZE) {
-					t.Errorf("ping of %d bytes: %v", mtu+1, err)
-				}
-			}
-			if err := ping(from.ns, "10.9.1.1", mtu); err != nil {
-				t.Errorf("ping to the gateway: %v", err)
-			}
-		}
-		// What would be flooded.
-		one := f.tasks[0].ns
-		if err := at(one, func() error {
-			c, err := net.Dial("udp4", "10.9.1.255:9")
-			if err == nil {
-				_, err = c.Write([]byte("everybody"))
-				c.Close()
-			}
-			return err
-		}); err != nil {
-			t.Error(err)
-		}
-		if err := ping(one, "10.9.1.200", 100); err == nil {
-			t.Error("an address of nobody answers")
-		}
-		frames := 0
-		for _, p := range taps {
-			for _, fr := range p.take() {
-				frames++
-				if fr.fragment || fr.dst[0]&1 != 0 || fr.typ != unix.ETH_P_IP {
-					t.Errorf("in the tunnel: %v", fr)
-				}
-			}
-		}
-		if frames < 100 {
-			t.Errorf("only %d frames seen in the tunnels", frames)
-		}
-		if t.Failed() {
-			return
-		}
-
-		// Smaller packets on the way: everything that exists follows.
-		f.mtu = 1400
-		f.set()
-		f.eventually("the MTU follows", func() error {
-			if got, err := pathMTU(one, f.tasks[5].ip()); got != mtu-100 || err != nil {
-				return fmt.Errorf("path MTU %d, %v", got, err)
-			}
-			return ping(one, f.tasks[5].ip(), mtu-100)
-		})
-		for _, m := range f.members {
-			if text := m.do(order{State: true}).Text; strings.Contains(text, fmt.Sprintf("mtu %d", mtu)) || strings.Count(text, fmt.Sprintf("mtu %d", mtu-100)) != 6 {
-				t.Errorf("host %d:\n%s", m.number, text)
-			}
-		}
-
-		// A daemon that starts anew finds nothing to do, and while none runs
-		// everything works.
-		m := f.members[0]
-		before := m.kernelText()
-		m.quit(false)
-		f.want(one, "tcp", f.tasks[5].ip()+":80", f.tasks[5].ip()+" "+f.tasks[0].ip())
-		m.start()
-		m.do(order{Set: f.documents(m)})
-		for _, task := range f.tasks[:2] {
-			m.do(order{Attach: &task.Sandbox})
-		}
-		if r := m.do(order{Converge: true}); len(r.Ops) > 0 {
-			t.Errorf("the new host did or said:\n%s", strings.Join(r.Ops, "\n"))
-		}
-		if diff := cmp.Diff(before, m.kernelText()); diff != "" {
-			t.Errorf("the restart changed the kernel:\n%s", diff)
-		}
-
-		// The last other host goes, and then everything.
-		f.edit = func(_ *member, d *spec.HostNetwork) { d.Hosts, d.Remote = nil, nil }
-		f.set()
-		for _, m := range f.members {
-			f.eventually("the tunnel goes", func() error {
-				if text := m.kernelText(); strings.Contains(text, "wvx-") || strings.Contains(text, "PERMANENT") {
-					return fmt.Errorf("left over:\n%s", text)
-				}
-				return nil
-			})
-			m.quit(true)
-			if text := m.kernelText(); strings.Contains(text, "wherry") || strings.Contains(text, "wbr-") || strings.Contains(text, "dst ") {
-				t.Errorf("left over:\n%s", text)
-			}
-		}
+	bothFamilies(t, func(t *testing.T, six bool) {
+		underlays(t, func(t *testing.T, v6 bool) { testHostsTalk(t, v6, six) })
 	})
+}
+
+func testHostsTalk(t *testing.T, v6, six bool) {
+	f := newFleet(t, 3, v6)
+	f.six = six
+	mtu := 1450
+	if v6 {
+		mtu = 1430
+	}
+	for i, m := range f.members {
+		f.task(i, spec.TaskID(fmt.Sprintf("1-%d0", i+1)), fmt.Sprintf("10.9.1.%d", 2+2*i))
+		f.task(i, spec.TaskID(fmt.Sprintf("1-%d1", i+1)), fmt.Sprintf("10.9.1.%d", 3+2*i))
+		if r := m.do(order{}); r.MTU != 1500 {
+			t.Errorf("host %d: MTU %d before the first document", m.number, r.MTU)
+		}
+	}
+	f.set()
+	var taps []*tap
+	for i := range f.members {
+		taps = append(taps, newTap(t, fmt.Sprintf("sw%d", i+1)))
+	}
+	f.attachAll()
+	f.serveAll()
+	for _, from := range f.tasks {
+		for _, to := range f.tasks {
+			if from.ns == to.ns {
+				continue
+			}
+			f.want(from.ns, "tcp", to.ip()+":80", to.ip()+" "+from.ip())
+			f.want(from.ns, "udp", to.ip()+":80", to.ip()+" "+from.ip())
+			if err := ping(from.ns, f.say(to.ip()), mtu); err != nil {
+				t.Errorf("full-size ping from %s to %s: %v", from.ip(), to.ip(), err)
+			}
+			if got, err := pathMTU(from.ns, f.say(to.ip())); got != mtu || err != nil {
+				t.Errorf("path MTU from %s to %s: %d, %v", from.ip(), to.ip(), got, err)
+			}
+			if err := ping(from.ns, f.say(to.ip()), mtu+1); !errors.Is(err, unix.EMSGSIZE) {
+				t.Errorf("ping of %d bytes: %v", mtu+1, err)
+			}
+		}
+		if err := ping(from.ns, f.say("10.9.1.1"), mtu); err != nil {
+			t.Errorf("ping to the gateway: %v", err)
+		}
+	}
+	// What would be flooded.
+	one := f.tasks[0].ns
+	if err := at(one, func() error {
+		c, err := net.Dial("udp4", "10.9.1.255:9")
+		if err == nil {
+			_, err = c.Write([]byte("everybody"))
+			c.Close()
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	if six {
+		// Everybody, and the link-local address of a task on another host.
+		for _, to := range []string{"[ff02::1%eth0]:9", "[fe80::58:aff:fe09:104%eth0]:9"} {
+			if err := at(one, func() error {
+				c, err := net.Dial("udp6", to)
+				if err == nil {
+					_, err = c.Write([]byte("everybody"))
+					c.Close()
+				}
+				return err
+			}); err != nil {
+				t.Errorf("%s: %v", to, err)
+			}
+		}
+	}
+	if err := ping(one, f.say("10.9.1.200"), 100); err == nil {
+		t.Error("an address of nobody answers")
+	}
+	frames := 0
+	for _, p := range taps {
+		for _, fr := range p.take() {
+			frames++
+			if !fr.payload() {
+				t.Errorf("in the tunnel: %v", fr)
+			}
+		}
+	}
+	if frames < 100 {
+		t.Errorf("only %d frames seen in the tunnels", frames)
+	}
+	if t.Failed() {
+		return
+	}
+
+	// Smaller packets on the way: everything that exists follows.
+	f.mtu = 1400
+	f.set()
+	f.eventually("the MTU follows", func() error {
+		if got, err := pathMTU(one, f.say(f.tasks[5].ip())); got != mtu-100 || err != nil {
+			return fmt.Errorf("path MTU %d, %v", got, err)
+		}
+		return ping(one, f.say(f.tasks[5].ip()), mtu-100)
+	})
+	for _, m := range f.members {
+		if text := m.do(order{State: true}).Text; strings.Contains(text, fmt.Sprintf("mtu %d", mtu)) || strings.Count(text, fmt.Sprintf("mtu %d", mtu-100)) != 6 {
+			t.Errorf("host %d:\n%s", m.number, text)
+		}
+	}
+
+	// A daemon that starts anew finds nothing to do, and while none runs
+	// everything works.
+	m := f.members[0]
+	before := m.kernelText()
+	m.quit(false)
+	f.want(one, "tcp", f.tasks[5].ip()+":80", f.tasks[5].ip()+" "+f.tasks[0].ip())
+	m.start()
+	m.do(order{Set: f.documents(m)})
+	for _, task := range f.tasks[:2] {
+		box := f.box(task.Sandbox)
+		m.do(order{Attach: &box})
+	}
+	if r := m.do(order{Converge: true}); len(r.Ops) > 0 {
+		t.Errorf("the new host did or said:\n%s", strings.Join(r.Ops, "\n"))
+	}
+	if diff := cmp.Diff(before, m.kernelText()); diff != "" {
+		t.Errorf("the restart changed the kernel:\n%s", diff)
+	}
+
+	// The last other host goes, and then everything.
+	f.edit = func(_ *member, d *spec.HostNetwork) { d.Hosts, d.Remote = nil, nil }
+	f.set()
+	for _, m := range f.members {
+		f.eventually("the tunnel goes", func() error {
+			if text := m.kernelText(); strings.Contains(text, "wvx-") || strings.Contains(text, "PERMANENT") {
+				return fmt.Errorf("left over:\n%s", text)
+			}
+			return nil
+		})
+		m.quit(true)
+		if text := m.kernelText(); strings.Contains(text, "wherry") || strings.Contains(text, "wbr-") || strings.Contains(text, "dst ") {
+			t.Errorf("left over:\n%s", text)
+		}
+	}
 }
 
 // Whatever is damaged comes back, without waiting for the regular look.
 func TestTunnelRepair(t *testing.T) {
 	underlays(t, func(t *testing.T, v6 bool) {
+		// What is spoken within is the other family.
 		f := newFleet(t, 2, v6)
+		f.six = !v6
 		m, peer := f.members[0], f.members[1].underlay()
 		m.quit(false)
 		m.Resync = time.Hour
@@ -345,10 +406,10 @@ func TestTunnelRepair(t *testing.T) {
 		f.serveAll()
 		one, two := f.tasks[0].ns, f.tasks[1].ns
 		check := func() error {
-			if got, err := ask(one, "tcp", "10.9.1.3:80"); err != nil || got != "10.9.1.3 10.9.1.2" {
+			if got, err := f.ask(one, "tcp", "10.9.1.3:80"); err != nil || got != f.say("10.9.1.3 10.9.1.2") {
 				return fmt.Errorf("to the other host: %q, %v", got, err)
 			}
-			if got, err := ask(two, "tcp", "10.9.1.2:80"); err != nil || got != "10.9.1.2 10.9.1.3" {
+			if got, err := f.ask(two, "tcp", "10.9.1.2:80"); err != nil || got != f.say("10.9.1.2 10.9.1.3") {
 				return fmt.Errorf("from the other host: %q, %v", got, err)
 			}
 			return nil
@@ -367,10 +428,10 @@ func TestTunnelRepair(t *testing.T) {
 			"bridge fdb add 02:58:0a:09:01:66 dev wvx-1-1 master static",
 			"bridge fdb add 02:58:0a:09:01:66 dev wvx-1-1 self dynamic dst " + far,
 			"bridge fdb replace 02:58:0a:09:01:03 dev w1-10-0 master static",
-			"ip neigh del 10.9.1.3 dev wbr-1-1",
-			"ip neigh replace 10.9.1.3 lladdr 02:58:0a:09:01:66 dev wbr-1-1 nud permanent",
-			"ip neigh replace 10.9.1.3 lladdr 02:58:0a:09:01:03 dev wbr-1-1 nud reachable",
-			"ip neigh add 10.9.1.66 lladdr 02:58:0a:09:01:66 dev wbr-1-1 nud permanent",
+			f.say("ip neigh del 10.9.1.3 dev wbr-1-1"),
+			f.say("ip neigh replace 10.9.1.3 lladdr 02:58:0a:09:01:66 dev wbr-1-1 nud permanent"),
+			f.say("ip neigh replace 10.9.1.3 lladdr 02:58:0a:09:01:03 dev wbr-1-1 nud reachable"),
+			f.say("ip neigh add 10.9.1.66 lladdr 02:58:0a:09:01:66 dev wbr-1-1 nud permanent"),
 			"bridge link set dev wvx-1-1 neigh_suppress off",
 			"bridge link set dev wvx-1-1 flood on mcast_flood on bcast_flood on learning on",
 			"ip link set wvx-1-1 type vxlan learning",
@@ -383,8 +444,8 @@ func TestTunnelRepair(t *testing.T) {
 			"ip link set wbr-1-1 down",
 			"ip link set wbr-1-1 down; ip link set wbr-1-1 up",
 			"ip link del wbr-1-1",
-			"ip addr del 10.9.1.1/24 dev wbr-1-1",
-			"ip route del 10.9.1.0/24 dev wbr-1-1",
+			f.say("ip addr del 10.9.1.1/24 dev wbr-1-1"),
+			f.say("ip route del 10.9.1.0/24 dev wbr-1-1"),
 			"ip addr del " + m.underlay() + map[bool]string{false: "/24", true: "/64"}[v6] + " dev up0; ip addr add " + m.underlay() + map[bool]string{false: "/24", true: "/64 nodad"}[v6] + " dev up0",
 		}
 		for _, d := range damages {
@@ -408,93 +469,116 @@ func TestTunnelRepair(t *testing.T) {
 // Who is no member does not get into a network, and tasks get neither at the
 // tunnels nor at the API by way of their host.
 func TestOnlyMembersGetIn(t *testing.T) {
-	underlays(t, func(t *testing.T, v6 bool) {
-		f := newFleet(t, 2, v6)
-		m := f.members[0]
-		f.task(0, "1-10", "10.9.1.2")
-		f.task(1, "1-20", "10.9.1.3")
-		f.set()
-		f.attachAll()
-		f.serveAll()
-		one := f.tasks[0].ns
+	bothFamilies(t, func(t *testing.T, six bool) {
+		underlays(t, func(t *testing.T, v6 bool) {
+			f := newFleet(t, 2, v6)
+			f.six = six
+			m := f.members[0]
+			f.task(0, "1-10", "10.9.1.2")
+			f.task(1, "1-20", "10.9.1.3")
+			f.set()
+			f.attachAll()
+			f.serveAll()
+			one := f.tasks[0].ns
 
-		// A stranger on the underlay who knows everything.
-		s := f.join(9)
-		t.Cleanup(func() {
-			s.sh("ip link del up0; ip link del vx0")
-			if err := f.spaces.remove("host-9"); err != nil {
+			// A stranger on the underlay who knows everything.
+			s := f.join(9)
+			t.Cleanup(func() {
+				s.sh("ip link del up0; ip link del vx0")
+				if err := f.spaces.remove("host-9"); err != nil {
+					t.Error(err)
+				}
+			})
+			s.sh(fmt.Sprintf("ip link add vx0 address 02:57:00:00:00:09 type vxlan id 4097 dstport %d local %s nolearning; ip addr add 10.9.1.99/24 dev vx0; ip link set vx0 up", spec.VXLANPort, s.underlay()))
+			s.sh("bridge fdb append 02:58:0a:09:01:02 dev vx0 self dst " + m.underlay() + "; ip neigh add 10.9.1.2 lladdr 02:58:0a:09:01:02 dev vx0")
+			s.sh("ip addr add fd00:9:1::63/64 dev vx0 nodad; ip neigh add fd00:9:1::2 lladdr 02:58:0a:09:01:02 dev vx0")
+			received := func() int {
+				n, err := strconv.Atoi(strings.TrimSpace(m.sh("cat /proc/net/dev | sed -n 's/^ *wvx-1-1: *[0-9]* *\\([0-9]*\\).*/\\1/p'")))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			before := received()
+			if err := ping(s.ns, f.say("10.9.1.2"), 100); err == nil {
+				t.Error("a stranger gets an answer")
+			}
+			if got := received(); got != before {
+				t.Errorf("the tunnel took %d packets of a stranger", got-before)
+			}
+			// As a member it gets in at once.
+			f.edit = func(_ *member, d *spec.HostNetwork) {
+				d.Hosts = append(d.Hosts, spec.NetworkHost{Node: s.Node, Number: 9, Address: s.underlay()})
+				d.Remote = append(d.Remote, spec.RemoteEndpoint{IP: "10.9.1.99", MAC: "02:57:00:00:00:09", Host: 9})
+			}
+			f.set()
+			if err := ping(s.ns, f.say("10.9.1.2"), 100); err != nil {
+				t.Errorf("a member gets no answer: %v", err)
+			}
+			f.edit = nil
+			f.set()
+			if err := ping(s.ns, f.say("10.9.1.2"), 100); err == nil {
+				t.Error("a former member gets an answer")
+			}
+
+			if v6 != six {
+				return // the other hosts are known by addresses of one family
+			}
+			for _, h := range f.members {
+				h.sh("ip addr add 169.254.169.254/32 dev lo; ip addr add fd00:ec2::254/128 dev lo nodad")
+				for _, port := range []string{"80", "4477"} {
+					f.serve(h.ns, "tcp", "0.0.0.0:"+port, fmt.Sprintf("host %d", h.number))
+				}
+			}
+			away, own, gateway, cloud := "198.18.0.12", "198.18.0.11", "10.9.1.1", "169.254.169.254"
+			if six {
+				away, own, cloud = "[fd00::12]", "[fd00::11]", "[fd00:ec2::254]"
+				gateway = "[fd00:9:1::1]"
+			}
+			seen := func(host string) string { return strings.Trim(host, "[]") }
+			f.want(m.ns, "tcp", away+":4477", "host 2 "+seen(own))
+			f.want(one, "tcp", away+":80", "host 2 "+seen(own)) // the way is there
+			f.want(one, "tcp", own+":80", f.say("host 1 10.9.1.2"))
+			f.want(m.ns, "tcp", cloud+":80", "host 1 "+seen(cloud))
+			closed := []string{away + ":4477", own + ":4477", gateway + ":4477", cloud + ":80"}
+			if six {
+				f.want(m.ns, "tcp", "[fe80::57:ff:fe00:1%wbr-1-1]:80", "host 1 fe80::57:ff:fe00:1")
+				closed = append(closed, "[fe80::57:ff:fe00:1%eth0]:80")
+				m.sh("ip -6 route add fd20:ce::254/128 via fd00::12") // a cloud's, beyond the host
+				f.members[1].sh("ip addr add fd20:ce::254/128 dev lo nodad; ip addr add fd20:ce::253/128 dev lo nodad")
+				m.sh("ip -6 route add fd20:ce::253/128 via fd00::12")
+				f.want(one, "tcp", "[fd20:ce::253]:80", "host 2 fd00::11")
+				closed = append(closed, "[fd20:ce::254]:80")
+			}
+			for _, addr := range closed {
+				f.dropped(one, "tcp", addr)
+			}
+			p := newTap(t, "sw2")
+			if err := at(one, func() error {
+				c, err := net.Dial("udp", net.JoinHostPort(seen(away), strconv.Itoa(spec.VXLANPort)))
+				if err == nil {
+					_, err = c.Write(make([]byte, 100))
+					c.Close()
+				}
+				return err
+			}); err != nil {
 				t.Error(err)
 			}
+			f.want(one, "tcp", away+":80", "host 2 "+seen(own)) // behind it
+			if frames := p.take(); len(frames) > 0 {
+				t.Errorf("a task sent into the tunnels: %v", frames)
+			}
 		})
-		s.sh(fmt.Sprintf("ip link add vx0 address 02:57:00:00:00:09 type vxlan id 4097 dstport %d local %s nolearning; ip addr add 10.9.1.99/24 dev vx0; ip link set vx0 up", spec.VXLANPort, s.underlay()))
-		s.sh("bridge fdb append 02:58:0a:09:01:02 dev vx0 self dst " + m.underlay() + "; ip neigh add 10.9.1.2 lladdr 02:58:0a:09:01:02 dev vx0")
-		received := func() int {
-			n, err := strconv.Atoi(strings.TrimSpace(m.sh("cat /proc/net/dev | sed -n 's/^ *wvx-1-1: *[0-9]* *\\([0-9]*\\).*/\\1/p'")))
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
-		}
-		before := received()
-		if err := ping(s.ns, "10.9.1.2", 100); err == nil {
-			t.Error("a stranger gets an answer")
-		}
-		if got := received(); got != before {
-			t.Errorf("the tunnel took %d packets of a stranger", got-before)
-		}
-		// As a member it gets in at once.
-		f.edit = func(_ *member, d *spec.HostNetwork) {
-			d.Hosts = append(d.Hosts, spec.NetworkHost{Node: s.Node, Number: 9, Address: s.underlay()})
-			d.Remote = append(d.Remote, spec.RemoteEndpoint{IP: "10.9.1.99", MAC: "02:57:00:00:00:09", Host: 9})
-		}
-		f.set()
-		if err := ping(s.ns, "10.9.1.2", 100); err != nil {
-			t.Errorf("a member gets no answer: %v", err)
-		}
-		f.edit = nil
-		f.set()
-		if err := ping(s.ns, "10.9.1.2", 100); err == nil {
-			t.Error("a former member gets an answer")
-		}
-
-		if v6 {
-			return // tasks have no IPv6
-		}
-		for _, h := range f.members {
-			h.sh("ip addr add 169.254.169.254/32 dev lo")
-			for _, port := range []string{"80", "4477"} {
-				f.serve(h.ns, "tcp", "0.0.0.0:"+port, fmt.Sprintf("host %d", h.number))
-			}
-		}
-		f.want(m.ns, "tcp", "198.18.0.12:4477", "host 2 198.18.0.11")
-		f.want(one, "tcp", "198.18.0.12:80", "host 2 198.18.0.11") // the way is there
-		f.want(one, "tcp", "198.18.0.11:80", "host 1 10.9.1.2")
-		f.want(m.ns, "tcp", "169.254.169.254:80", "host 1 169.254.169.254")
-		for _, addr := range []string{"198.18.0.12:4477", "198.18.0.11:4477", "10.9.1.1:4477", "169.254.169.254:80"} {
-			f.dropped(one, "tcp", addr)
-		}
-		p := newTap(t, "sw2")
-		if err := at(one, func() error {
-			c, err := net.Dial("udp4", fmt.Sprintf("198.18.0.12:%d", spec.VXLANPort))
-			if err == nil {
-				_, err = c.Write(make([]byte, 100))
-				c.Close()
-			}
-			return err
-		}); err != nil {
-			t.Error(err)
-		}
-		f.want(one, "tcp", "198.18.0.12:80", "host 2 198.18.0.11") // behind it
-		if frames := p.take(); len(frames) > 0 {
-			t.Errorf("a task sent into the tunnels: %v", frames)
-		}
 	})
 }
 
 // A port is published on every host, and its task sees who asks; when the
 // task's host is lost, its connections end.
-func TestPublishedOnEveryHost(t *testing.T) {
+func TestPublishedOnEveryHost(t *testing.T) { bothFamilies(t, testPublishedOnEveryHost) }
+
+func testPublishedOnEveryHost(t *testing.T, six bool) {
 	f := newFleet(t, 2, false)
+	f.six = six
 	f.task(0, "1-10", "10.9.1.2")
 	f.task(1, "1-20", "10.9.1.3")
 	f.edit = func(_ *member, d *spec.HostNetwork) {
@@ -528,6 +612,10 @@ func TestPublishedOnEveryHost(t *testing.T) {
 			{two, "198.18.0.11", "198.18.0.12"},
 			{two, "198.18.0.12", "10.9.1.1"},
 		} {
+			if six && tt.to == "127.0.0.1" {
+				f.refused(tt.from, proto, tt.to+":8080")
+				continue
+			}
 			f.want(tt.from, proto, tt.to+":8080", "10.9.1.3 "+tt.seen)
 		}
 	}
@@ -535,11 +623,14 @@ func TestPublishedOnEveryHost(t *testing.T) {
 
 	var l net.Listener
 	var conn net.Conn
-	if err := at(two, func() (err error) { l, err = net.Listen("tcp4", ":81"); return err }); err != nil {
+	if err := at(two, func() (err error) { l, err = net.Listen("tcp", ":81"); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := at(c.ns, func() (err error) { conn, err = net.DialTimeout("tcp4", "198.18.0.11:8081", time.Second); return err }); err != nil {
+	if err := at(c.ns, func() (err error) {
+		conn, err = net.DialTimeout("tcp", f.say("198.18.0.11:8081"), time.Second)
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()

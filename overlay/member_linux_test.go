@@ -207,7 +207,8 @@ type fleet struct {
 	network spec.Network
 	tasks   []fleetTask
 	mtu     int
-	// edit changes the document of a host before it is handed over.
+	// edit changes the document of a host before it is handed over, in the words
+	// of IPv4 where something else is spoken, see say.
 	edit func(m *member, d *spec.HostNetwork)
 }
 
@@ -258,6 +259,7 @@ func (f *fleet) join(number uint32) *member {
 	port := fmt.Sprintf("sw%d", number)
 	sh(f.t, fmt.Sprintf("ip link add %s type veth peer name up0 netns %s; ip link set %s addrgenmode none master sw0 up", port, ns, port))
 	m.sh(fmt.Sprintf("ip link set lo up; ip link set up0 addrgenmode none; ip addr add %s/%d dev up0 %s; ip link set up0 up", addr, bits, map[bool]string{true: "nodad"}[f.v6]))
+	m.sh(fmt.Sprintf("ip addr add 2001:db8::%x/64 dev up0 nodad; ip addr add fe80::%x/64 dev up0 nodad", 10+number, 10+number))
 	sh(f.t, "ip link show dev "+port+"; ip link show dev sw0") // they carry packets now, see settle
 	return m
 }
@@ -289,7 +291,7 @@ func (f *fleet) documents(m *member) []spec.HostNetwork {
 	if f.edit != nil {
 		f.edit(m, &d)
 	}
-	return []spec.HostNetwork{d}
+	return []spec.HostNetwork{f.document(d)}
 }
 
 // set hands the documents to all hosts and waits until they are applied.
@@ -319,6 +321,7 @@ func (f *fleet) attachAll() {
 	f.t.Helper()
 	for i := range f.tasks {
 		t := &f.tasks[i]
-		t.ns = t.on.do(order{Attach: &t.Sandbox}).Path
+		box := f.box(t.Sandbox)
+		t.ns = t.on.do(order{Attach: &box}).Path
 	}
 }
