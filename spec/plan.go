@@ -87,14 +87,18 @@ type VolumeHome struct {
 type TaskChange struct {
 	Task    TaskID      `json:"task"`
 	Desired TaskDesired `json:"desired,omitempty"`
-	// Node, Addresses and Volumes place a pending task.
+	// Node, Joins, Addresses and Volumes place a pending task.
 	Node      NodeID          `json:"node,omitempty"`
+	Joins     TaskID          `json:"joins,omitempty"`
 	Addresses []Address       `json:"addresses,omitempty"`
 	Volumes   []VolumeBinding `json:"volumes,omitempty"`
 	// State is set only for a task without node, or on a node that is lost.
 	State TaskState `json:"state,omitempty"`
 	// Reason replaces Status.Reason of such a task.
 	Reason string `json:"reason,omitempty"`
+	// With is a task that is to end, too, by an earlier part: if it is not, this
+	// part is rejected.
+	With TaskID `json:"with,omitempty"`
 	// Why is the ground of the change, for the event and for plan.
 	Why string `json:"why,omitempty"`
 }

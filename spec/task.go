@@ -77,6 +77,9 @@ type Task struct {
 	// Node is empty while no node fits; Status.Reason then says why.
 	Node    NodeID      `json:"node,omitempty"` // reconciler
 	Desired TaskDesired `json:"desired"`        // reconciler
+	// Joins is the task whose network it shares, on the same node, when
+	// Template.NetworkMode says so; empty while it has no node.
+	Joins TaskID `json:"joins,omitempty"` // reconciler
 	// Addresses, one per attached network.
 	Addresses []Address `json:"addresses,omitempty"` // reconciler
 	// Volumes resolves the volume mounts of the template.

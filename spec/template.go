@@ -37,7 +37,8 @@ type Template struct {
 
 	Mounts []Mount `json:"mounts,omitempty"`
 
-	// NetworkMode is empty (attach to Networks), "host" or "none".
+	// NetworkMode is empty (attach to Networks), "host", "none" or "service:NAME":
+	// the network of the task of service NAME that is at the same place.
 	NetworkMode string       `json:"network_mode,omitempty"`
 	Networks    []Attachment `json:"networks,omitempty"`
 	DNS         []string     `json:"dns,omitempty"`

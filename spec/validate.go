@@ -112,6 +112,7 @@ func (c *checker) service(at, name string, s *ServiceSpec) {
 		}
 	}
 	c.template(at+".template", &s.Template)
+	c.joins(at, name, s)
 	c.placement(at+".placement", &s.Placement)
 	for i, p := range s.Ports {
 		c.port(fmt.Sprintf("%s.ports[%d]", at, i), p, c.wayOut(s))
@@ -211,8 +212,12 @@ func (c *checker) cycles() {
 			return
 		}
 		open = append(open, name)
-		for _, d := range c.stack.Services[name].DependsOn {
+		svc := c.stack.Services[name]
+		for _, d := range svc.DependsOn {
 			visit(d.Service)
+		}
+		if head, ok := c.stack.Services[svc.Template.Joins()]; ok && head.Template.Joins() == "" {
+			visit(svc.Template.Joins()) // it is waited for, too
 		}
 		open = open[:len(open)-1]
 		done[name] = true

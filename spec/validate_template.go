@@ -156,7 +156,9 @@ func (c *checker) mount(at string, m Mount) {
 }
 
 func (c *checker) attachments(at string, t *Template) {
-	oneOf(c, at+".network_mode", t.NetworkMode, "", "host", "none")
+	if t.Joins() == "" {
+		oneOf(c, at+".network_mode", t.NetworkMode, "", "host", "none", "service:NAME")
+	}
 	if t.NetworkMode != "" && len(t.Networks) > 0 {
 		c.add(at+".networks", "a service with network mode %s is on no network", t.NetworkMode)
 	}
