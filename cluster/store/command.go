@@ -28,7 +28,7 @@ import (
 //	   addresses of one family; NodeInfo.Subnets; Port.First and Last
 //	   networks: CreateNetwork, RemoveNetwork, and external networks that do
 //	   not exist yet
-//	   templates: what newInTemplate lists
+//	   templates: what newInTemplate lists; Task.Joins
 const Format = 4
 
 const (
@@ -295,7 +295,7 @@ func (c *Command) user() bool {
 func (c *Command) NeedsFormat() int {
 	switch {
 	case c.PutStack != nil && usesAddresses(&c.PutStack.Stack), c.CreateNetwork != nil, c.RemoveNetwork != nil,
-		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, givesIPv6),
+		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) }),
 		c.PutStack != nil && anyService(&c.PutStack.Stack, newInTemplate),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool { return r.Info != nil && r.Info.Subnets != "" }):
 		return 4

@@ -178,6 +178,9 @@ func (g *generator) part() spec.Part {
 		if vol != nil && g.maybe(40) {
 			t.Volumes = []spec.VolumeBinding{{Target: "/v", Name: vol.Name}}
 		}
+		if other := pick(g, g.n.Tasks()...); other != nil && g.maybe(10) {
+			t.Joins, t.Node, t.Slot = other.ID, other.Node, other.Slot
+		}
 		p.Create = append(p.Create, t)
 	}
 	if task != nil && g.maybe(30) {

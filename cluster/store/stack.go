@@ -169,6 +169,11 @@ func checkService(s *spec.Stack, name string, svc *spec.ServiceSpec) error {
 			return err
 		}
 	}
+	if head := svc.Template.Joins(); head != "" {
+		if _, ok := s.Services[head]; !ok {
+			return spec.Invalidf("service %s shares the network of service %q, which stack %s does not declare", name, head, s.Name)
+		}
+	}
 	for _, a := range svc.Template.Networks {
 		if _, ok := s.Networks[a.Network]; !ok {
 			return spec.Invalidf("service %s uses network %q, which stack %s does not declare", name, a.Network, s.Name)
@@ -223,6 +228,9 @@ func (r *reducer) scaleService(c *ScaleService) error {
 		return spec.Invalidf("service %s is global: it runs one task on every node and cannot be scaled", svc.Key())
 	}
 	if err := checkReplicas(svc.Key(), c.Replicas); err != nil {
+		return err
+	}
+	if err := r.checkPairs(svc, c.Replicas); err != nil {
 		return err
 	}
 	if ip := svc.Spec.Template.FixedAddress(); ip != "" && c.Replicas > 1 {

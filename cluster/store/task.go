@@ -23,6 +23,9 @@ func (w *part) changeTask(c *spec.TaskChange) error {
 	if old == nil {
 		return spec.Conflictf("task %s is gone", c.Task)
 	}
+	if err := w.checkWith(c); err != nil {
+		return err
+	}
 	next := *old
 	if err := w.changeDesired(&next, c); err != nil {
 		return err
@@ -79,7 +82,7 @@ func (w *part) changeStatus(t *spec.Task, c *spec.TaskChange) error {
 // has been placed is never moved. A pending task of a global service has a node
 // from the start, and is assigned by naming it again.
 func (w *part) placeTask(old, t *spec.Task, c *spec.TaskChange) error {
-	if c.Node == "" && len(c.Addresses) == 0 && len(c.Volumes) == 0 {
+	if c.Node == "" && c.Joins == "" && len(c.Addresses) == 0 && len(c.Volumes) == 0 {
 		return nil
 	}
 	if old.Status.State != spec.TaskPending || t.Status.State.Terminal() || c.Node != "" && t.Node != "" && c.Node != t.Node {
@@ -92,6 +95,12 @@ func (w *part) placeTask(old, t *spec.Task, c *spec.TaskChange) error {
 			t.Status.State, t.Status.Since = spec.TaskAssigned, w.now
 		}
 		if err := w.checkNode(t); err != nil {
+			return err
+		}
+	}
+	if c.Joins != "" {
+		t.Joins = c.Joins
+		if err := w.checkJoins(t); err != nil {
 			return err
 		}
 	}
@@ -152,6 +161,9 @@ func (w *part) createTask(t spec.Task) error {
 	}
 	t.ID, t.Created, t.Version = spec.TaskID(w.newID()), w.now, w.index
 	if err := w.checkNode(&t); err != nil {
+		return err
+	}
+	if err := w.checkJoins(&t); err != nil {
 		return err
 	}
 	if err := w.checkAddresses(&t); err != nil {
