@@ -72,6 +72,9 @@ func flattenInto(out map[string]string, path string, v any) {
 	switch v := v.(type) {
 	case nil:
 	case map[string]any:
+		if len(v) == 0 && path != "" {
+			out[path] = "{}" // that it is there says something
+		}
 		for k, x := range v {
 			if path != "" {
 				k = path + "." + k

@@ -99,7 +99,7 @@ func (p *planner) networksReady(stack string) (state, message string) {
 	p.numberNetworks()
 	state = StateRunning
 	for _, n := range p.snap.Networks() {
-		_, numbered := subnetOf(n)
+		_, numbered := spaceOf(n, false)
 		switch {
 		case n.Stack != stack || n.Gone:
 		case p.troubles[n.ID] != "":

@@ -81,6 +81,8 @@ type hostNetwork struct {
 	entries []entry
 	// ends are the services that have a task of this node here, by key.
 	ends map[string]bool
+	// six: it has IPv6, and the node is of a version that knows of it.
+	six bool
 }
 
 // entry is a published port of a service.
@@ -105,14 +107,25 @@ func (h *host) network(id spec.NetworkID) *hostNetwork {
 	if me := h.nodes[h.node]; me != nil {
 		n.HostNumber = me.Number
 	}
+	n.six = row.Subnet6 != "" && h.knowsIPv6(h.node)
 	h.nets[id] = n
 	return n
+}
+
+// knowsIPv6 reports whether a node is of a version that gives tasks IPv6.
+func (v *view) knowsIPv6(id spec.NodeID) bool {
+	n := v.nodes[id]
+	return n != nil && n.Info.Format >= store.AddressFormat
 }
 
 func (h *host) endpoints(t *spec.Task) {
 	for _, a := range t.Addresses {
 		if n := h.network(a.Network); n != nil {
-			n.Tasks = append(n.Tasks, spec.Endpoint{Task: t.ID, Name: h.taskName(t), IP: a.IP, MAC: a.MAC})
+			e := spec.Endpoint{Task: t.ID, Name: h.taskName(t), IP: a.IP, MAC: a.MAC}
+			if n.six {
+				e.IP6 = a.IP6
+			}
+			n.Tasks = append(n.Tasks, e)
 			n.ends[serviceKey(t)] = true
 		}
 	}
@@ -154,8 +167,12 @@ func (n *hostNetwork) fill() {
 		tasks = append(tasks, t)
 		key := serviceKey(t)
 		for i, a := range t.Addresses {
-			if ip, ok := ipOf(a); ok && a.Network == n.Network.ID {
-				all = append(all, end{t, i, ip, key})
+			if ip, ok := ipOf(a, false); ok && a.Network == n.Network.ID {
+				e := end{t, i, key, dual{ip: ip}}
+				if n.six && n.knowsIPv6(t.Node) {
+					e.ip6, _ = ipOf(a, true)
+				}
+				all = append(all, e)
 			}
 		}
 	}
@@ -176,9 +193,29 @@ func (n *hostNetwork) fill() {
 // end is where a task is on the network, or was.
 type end struct {
 	*spec.Task
-	at  int // in the addresses of the task
-	ip  netip.Addr
+	at  int    // in the addresses of the task
 	key string // of the service
+	dual
+}
+
+// dual is the address of a task or service on a network, of each family; ip6 is
+// invalid where there is none.
+type dual struct{ ip, ip6 netip.Addr }
+
+// list returns those that there are.
+func (a dual) list() []netip.Addr {
+	if a.ip6.IsValid() {
+		return []netip.Addr{a.ip, a.ip6}
+	}
+	return []netip.Addr{a.ip}
+}
+
+// text6 is the IPv6 address in words, "" for none.
+func (a dual) text6() string {
+	if a.ip6.IsValid() {
+		return a.ip6.String()
+	}
+	return ""
 }
 
 // fillMTU finds the least MTU of the nodes that the network is on, whether they
@@ -233,7 +270,7 @@ func (n *hostNetwork) fillHosts(all []end) {
 		}
 		add(e.Node)
 		if number := hosts[e.Node]; number != 0 {
-			n.Remote = append(n.Remote, spec.RemoteEndpoint{IP: e.ip.String(), MAC: e.Addresses[e.at].MAC, Host: number})
+			n.Remote = append(n.Remote, spec.RemoteEndpoint{IP: e.ip.String(), IP6: e.text6(), MAC: e.Addresses[e.at].MAC, Host: number})
 		}
 	}
 	slices.SortFunc(n.Hosts, func(a, b spec.NetworkHost) int { return cmp.Compare(a.Number, b.Number) })
@@ -250,39 +287,76 @@ func underlayIP(n *spec.Node) (netip.Addr, bool) {
 // fillVIPs lists the virtual addresses of the network and returns the services
 // whose names lead to theirs, by key.
 func (n *hostNetwork) fillVIPs(ready map[string][]end) map[string]virtual {
-	subnet, _ := subnetOf(&n.Network)
 	out := map[string]virtual{}
+	var six []spec.VIP
 	for _, svc := range n.snap.ServicesAt(n.Network.ID) {
-		ip, ok := vipOn(svc, n.Network.ID)
-		if !ok || !subnet.Contains(ip) {
-			continue // of numbers that the network had before
+		ip, ok := n.vip(svc, false)
+		if !ok {
+			continue
 		}
 		v := spec.VIP{Address: ip.String(), Owner: svc.Key()}
 		for _, e := range ready[svc.Key()] {
 			v.Targets = append(v.Targets, e.ip.String())
 		}
 		n.VIPs = append(n.VIPs, v)
+		ip6, ok := n.vip(svc, true)
+		if ok {
+			six = append(six, spec.VIP{Address: ip6.String(), Owner: svc.Key(), Targets: sortedIPs(ip6sOf(ready[svc.Key()]))})
+		}
 		// A node of an older version would not know where the address leads.
 		if me := n.nodes[n.node]; svc.Spec.EndpointMode != spec.EndpointDNSRR && me != nil && me.Info.Format >= store.VIPFormat {
-			out[svc.Key()] = virtual{svc, ip}
+			out[svc.Key()] = virtual{svc, dual{ip, ip6}}
+		}
+	}
+	slices.SortFunc(six, func(a, b spec.VIP) int {
+		return netip.MustParseAddr(a.Address).Compare(netip.MustParseAddr(b.Address))
+	})
+	n.VIPs = append(n.VIPs, six...)
+	return out
+}
+
+// ip6sOf returns the IPv6 addresses of those that have one.
+func ip6sOf(list []end) []netip.Addr {
+	var out []netip.Addr
+	for _, e := range list {
+		if e.ip6.IsValid() {
+			out = append(out, e.ip6)
 		}
 	}
 	return out
 }
 
-// virtual is a service with its address on a network.
-type virtual struct {
-	*spec.Service
-	ip netip.Addr
+// vip returns the virtual address of a service here, if it is of the numbers
+// that the network has now.
+func (n *hostNetwork) vip(svc *spec.Service, six bool) (netip.Addr, bool) {
+	ip, ok := vipOn(svc, n.Network.ID, six)
+	if space, has := spaceOf(&n.Network, six); !ok || !has || six && !n.six || !space.Subnet.Contains(ip) {
+		return netip.Addr{}, false
+	}
+	return ip, true
 }
 
-// vipOn returns the virtual address of a service on a network.
-func vipOn(svc *spec.Service, network spec.NetworkID) (netip.Addr, bool) {
+// virtual is a service with its addresses on a network.
+type virtual struct {
+	*spec.Service
+	dual
+}
+
+// vipOn returns the virtual address of one family of a service on a network.
+func vipOn(svc *spec.Service, network spec.NetworkID, six bool) (netip.Addr, bool) {
 	for _, v := range svc.VIPs {
-		if v.Network == network {
-			ip, err := netip.ParseAddr(v.Address)
-			return ip, err == nil
+		if v.Network != network {
+			continue
 		}
+		text := v.Address
+		if six {
+			text = v.Address6
+		}
+		if text == "" {
+			break
+		}
+		ip, err := netip.ParseAddr(text)
+		return ip, err == nil
 	}
 	return netip.Addr{}, false
 }
@@ -290,17 +364,18 @@ func vipOn(svc *spec.Service, network spec.NetworkID) (netip.Addr, bool) {
 // fillNames says what resolves on the network.
 //
 // The names of a service lead to its virtual address, whether a task is ready
-// or not, or where it has none to its ready tasks. The name of a task leads to
-// that task as soon as it runs: the members of a cluster have to find each
-// other in order to become ready.
+// or not, or in a family in which it has none to its ready tasks. The name of a
+// task leads to that task as soon as it runs: the members of a cluster have to
+// find each other in order to become ready.
 func (n *hostNetwork) fillNames(all []end, vips map[string]virtual) {
 	table := names{}
 	for _, v := range vips {
-		table.add(v.Stack, v.Name, v.ip)
-		table.add(v.Stack, spec.ScopedName(v.Stack, v.Name), v.ip)
+		ips := v.list()
+		table.add(v.Stack, v.Name, ips)
+		table.add(v.Stack, spec.ScopedName(v.Stack, v.Name), ips)
 		for i, a := range n.attachments(v.Stack, &v.Spec.Template) {
 			if a.net != nil && a.net.ID == n.Network.ID {
-				table.addAll(v.Stack, v.Spec.Template.Networks[i].Aliases, v.ip)
+				table.addAll(v.Stack, v.Spec.Template.Networks[i].Aliases, ips)
 			}
 		}
 	}
@@ -316,18 +391,21 @@ func (n *hostNetwork) fillNames(all []end, vips map[string]virtual) {
 		if e.Desired != spec.DesiredRunning || e.Status.State != spec.TaskRunning || !n.alive(e.Task) {
 			continue
 		}
-		table.add(e.Stack, n.taskName(e.Task), e.ip)
+		own := e.list()
+		table.add(e.Stack, n.taskName(e.Task), own)
 		if !e.Ready() {
 			continue
 		}
-		table.add(e.Stack, "tasks."+e.Service, e.ip)
-		to := e.ip
+		table.add(e.Stack, "tasks."+e.Service, own)
 		if v, ok := vips[e.key]; ok {
-			to = v.ip
+			if v.ip6.IsValid() {
+				e.ip6 = v.ip6
+			}
+			own = dual{v.ip, e.ip6}.list()
 		}
-		table.add(e.Stack, e.Service, to)
-		table.add(e.Stack, spec.ScopedName(e.Stack, e.Service), to)
-		table.addAll(e.Stack, aliases, to)
+		table.add(e.Stack, e.Service, own)
+		table.add(e.Stack, spec.ScopedName(e.Stack, e.Service), own)
+		table.addAll(e.Stack, aliases, own)
 	}
 	n.Names = table.sorted()
 }
@@ -335,10 +413,21 @@ func (n *hostNetwork) fillNames(all []end, vips map[string]virtual) {
 // fillPorts completes the published ports by the ready tasks behind them.
 func (n *hostNetwork) fillPorts(ready map[string][]end) {
 	for _, e := range n.entries {
-		p := spec.PublishedPort{HostIP: e.HostIP, Port: e.Published, Protocol: e.Protocol, Owner: e.owner, Shared: !e.local}
-		for _, to := range ready[e.owner] {
-			if to.Node == n.node || !e.local {
+		p := spec.PublishedPort{HostIP: publishedOn(e.HostIP), Port: e.Published, Protocol: e.Protocol, Owner: e.owner, Shared: !e.local}
+		behind := ready[e.owner]
+		if e.local {
+			behind = slices.DeleteFunc(slices.Clone(behind), func(to end) bool { return to.Node != n.node })
+		}
+		four, six := hostFamilies(e.HostIP)
+		for _, to := range behind {
+			if four {
 				p.Targets = append(p.Targets, netip.AddrPortFrom(to.ip, e.Target).String())
+			}
+		}
+		if ips := ip6sOf(behind); six {
+			slices.SortFunc(ips, compareIPs)
+			for _, ip := range ips {
+				p.Targets = append(p.Targets, netip.AddrPortFrom(ip, e.Target).String())
 			}
 		}
 		n.Ports = append(n.Ports, p)
@@ -346,6 +435,22 @@ func (n *hostNetwork) fillPorts(ready map[string][]end) {
 	slices.SortFunc(n.Ports, func(a, b spec.PublishedPort) int {
 		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostIP, b.HostIP), cmp.Compare(a.Owner, b.Owner))
 	})
+}
+
+// publishedOn is the address of a node that a port is published on, as documents
+// have it. All addresses of one family are all addresses there: that the port
+// has no target of the other refuses who comes by that.
+func publishedOn(hostIP string) string {
+	if ip, err := netip.ParseAddr(hostIP); err == nil && ip.IsUnspecified() {
+		return ""
+	}
+	return hostIP
+}
+
+// hostFamilies says by which families a port on a host address is reached.
+func hostFamilies(hostIP string) (four, six bool) {
+	ip, err := netip.ParseAddr(hostIP)
+	return err != nil || ip.Is4(), err != nil || ip.Is6()
 }
 
 func compareIPs(a, b netip.Addr) int { return a.Compare(b) }

@@ -19,14 +19,14 @@ type names map[nameOf][]netip.Addr
 // nameOf is a name as a stack uses it.
 type nameOf struct{ name, stack string }
 
-func (t names) add(stack, name string, ip netip.Addr) {
+func (t names) add(stack, name string, ips []netip.Addr) {
 	k := nameOf{name, stack}
-	t[k] = append(t[k], ip)
+	t[k] = append(t[k], ips...)
 }
 
-func (t names) addAll(stack string, list []string, ip netip.Addr) {
+func (t names) addAll(stack string, list []string, ips []netip.Addr) {
 	for _, name := range list {
-		t.add(stack, name, ip)
+		t.add(stack, name, ips)
 	}
 }
 

@@ -4,11 +4,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/fnv"
-	"net/netip"
 	"slices"
 	"strings"
 
-	"wherry.dev/overlay/ipam"
 	"wherry.dev/scheduler"
 	"wherry.dev/spec"
 )
@@ -218,22 +216,6 @@ func (s *pass) assign(t *spec.Task, node spec.NodeID) (why string) {
 	c := s.change(t)
 	c.Node, c.Addresses, c.Volumes, c.Reason = node, addresses, volumes, ""
 	return ""
-}
-
-func (s *pass) takeAddresses() ([]spec.Address, string) {
-	var out []spec.Address
-	for _, a := range s.nets {
-		n := s.numbered[a.net.ID]
-		ip, err := s.addresses(n).Take()
-		if err != nil {
-			return nil, err.Error()
-		}
-		subnet, _ := subnetOf(n)
-		out = append(out, spec.Address{
-			Network: n.ID, IP: netip.PrefixFrom(ip, subnet.Bits()).String(), MAC: ipam.MAC(ip),
-		})
-	}
-	return out, ""
 }
 
 // bindVolumes resolves the volume mounts for a task on a node, makes anonymous

@@ -45,12 +45,16 @@ type planner struct {
 	plan  spec.Plan
 	board *scheduler.Board
 	// numbered holds networks with numbers, those of this plan included, by
-	// ID; troubles holds why a network has none.
+	// ID; troubles holds why a network has none, or not those of IPv6.
 	numbered map[spec.NetworkID]*spec.Network
 	troubles map[spec.NetworkID]string
-	ranges   map[spec.NetworkID]*ipam.Range
-	byNet    map[spec.NetworkID][]*spec.Task // tasks with an address, by ID
-	vipsOn   map[spec.NetworkID][]netip.Addr // virtual addresses of services
+	spaces   map[pool]*ipam.Space  // as far as asked for
+	ranges   map[pool]*ipam.Range  // as far as asked for
+	fixed    map[pool][]netip.Addr // that services ask for
+	given    map[claim]string      // of these, in this plan: to which service, by key
+	outside  []outside
+	byNet    map[spec.NetworkID][]*spec.Task    // tasks with an address, by ID
+	vipsOn   map[spec.NetworkID][]*spec.Service // services with a virtual address
 	// homes of volumes by name, those of this plan included.
 	homes     map[string][]spec.NodeID
 	stackRevs map[string][]*spec.StackRevision // kept ones by stack, as far as asked for
@@ -72,9 +76,12 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 		plan:      spec.Plan{Index: s.Index()},
 		numbered:  map[spec.NetworkID]*spec.Network{},
 		troubles:  map[spec.NetworkID]string{},
-		ranges:    map[spec.NetworkID]*ipam.Range{},
+		spaces:    map[pool]*ipam.Space{},
+		ranges:    map[pool]*ipam.Range{},
+		fixed:     map[pool][]netip.Addr{},
+		given:     map[claim]string{},
 		byNet:     map[spec.NetworkID][]*spec.Task{},
-		vipsOn:    map[spec.NetworkID][]netip.Addr{},
+		vipsOn:    map[spec.NetworkID][]*spec.Service{},
 		homes:     map[string][]spec.NodeID{},
 		touched:   map[spec.Read]bool{},
 		stackRevs: map[string][]*spec.StackRevision{},
@@ -93,14 +100,14 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 	}
 	for _, svc := range p.services {
 		for _, v := range svc.VIPs {
-			if ip, err := netip.ParseAddr(v.Address); err == nil {
-				p.vipsOn[v.Network] = append(p.vipsOn[v.Network], ip)
-			}
+			p.vipsOn[v.Network] = append(p.vipsOn[v.Network], svc)
 		}
 	}
 	for name, v := range p.volumes {
 		p.homes[name] = v.Homes
 	}
+	p.findFixed()
+	p.findOutside()
 	return p
 }
 

@@ -123,7 +123,7 @@ func (p *planner) onNode(n *spec.Node) string {
 }
 
 func isPort(told *spec.PortStatus, q *spec.Port) bool {
-	return told.Port == q.Published && told.Protocol == q.Protocol && told.HostIP == q.HostIP
+	return told.Port == q.Published && told.Protocol == q.Protocol && told.HostIP == publishedOn(q.HostIP)
 }
 
 func portText(q *spec.Port) string {

@@ -127,26 +127,6 @@ func (s *pass) whyRevision(t *spec.Task) string {
 	return strings.Join(paths, ", ") + more + " changed"
 }
 
-// misaddressed says whether a task's addresses are not on the networks that
-// the service names now: a network was renumbered, or its name means another.
-func (s *pass) misaddressed(t *spec.Task) string {
-	if len(t.Addresses) != len(s.nets) {
-		return "its networks have changed"
-	}
-	for i, a := range t.Addresses {
-		n := s.nets[i].net
-		if n == nil {
-			continue // nothing better is known
-		}
-		ip, ok := ipOf(a)
-		subnet, known := subnetOf(s.numberedOr(n))
-		if a.Network != n.ID || known && (!ok || !subnet.Contains(ip)) {
-			return "network " + n.Name + " has changed"
-		}
-	}
-	return ""
-}
-
 // misbound says whether a volume mount means another volume now.
 func (s *pass) misbound(t *spec.Task) string {
 	for _, m := range s.mounts {
@@ -290,10 +270,10 @@ func (s *pass) reason(t *spec.Task, why string) {
 }
 
 // stopFirst reports whether an old task of a place must be over before the
-// next one starts: both would write one volume or listen on one port, or must
-// not be together for what only their makers know.
+// next one starts: both would write one volume, listen on one port or have one
+// address, or must not be together for what only their makers know.
 func (s *pass) stopFirst(old *spec.Task) bool {
-	if s.tmpl.Exclusive || s.exclusive(old) || s.tmpl.NetworkMode == "host" || len(s.class.Ports) > 0 ||
+	if s.tmpl.Exclusive || s.exclusive(old) || s.tmpl.NetworkMode == "host" || len(s.class.Ports) > 0 || s.tmpl.FixedAddress() != "" ||
 		slices.ContainsFunc(s.mounts, func(m volumeMount) bool { return !m.anonymous }) {
 		return true
 	}
@@ -495,21 +475,4 @@ func (s *pass) nodeRoom(pl *place) string {
 		s.board.Release(s.class.Booking(got.Node))
 	}
 	return got.Reason
-}
-
-// addressRoom says which network has no address left, once the old task has
-// given back its own.
-func (s *pass) addressRoom(old *spec.Task) string {
-	for _, a := range s.nets {
-		if a.net == nil || s.numbered[a.net.ID] == nil {
-			continue // missing says so
-		}
-		if old != nil && slices.ContainsFunc(old.Addresses, func(x spec.Address) bool { return x.Network == a.net.ID }) {
-			continue
-		}
-		if _, err := s.addresses(s.numbered[a.net.ID]).Peek(); err != nil {
-			return err.Error()
-		}
-	}
-	return ""
 }

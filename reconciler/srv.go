@@ -28,9 +28,11 @@ func (v *view) describeNames(n *spec.HostNetwork, tasks []*spec.Task) {
 			continue
 		}
 		for _, a := range t.Addresses {
-			if ip, ok := ipOf(a); ok && a.Network == n.Network.ID {
-				behind[serviceKey(t)] = append(behind[serviceKey(t)], ip)
-				own[nameOf{v.taskName(t), t.Stack}] = true
+			for _, six := range []bool{false, true} {
+				if ip, ok := ipOf(a, six); ok && a.Network == n.Network.ID {
+					behind[serviceKey(t)] = append(behind[serviceKey(t)], ip)
+					own[nameOf{v.taskName(t), t.Stack}] = true
+				}
 			}
 		}
 	}

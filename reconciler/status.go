@@ -60,11 +60,12 @@ func Status(s *store.Snapshot, stack string, now time.Time) (st StackStatus, ok 
 	}
 	st = StackStatus{Name: row.Name, Revision: row.Revision, Version: row.Version, State: StateRunning, Services: []ServiceStatus{}}
 	p := newPlanner(s, now.Round(0).UTC())
+	p.numberNetworks() // as the next plan will
 	want := 0
 	for _, svc := range s.ServicesOf(stack) {
 		one := p.status(svc)
 		p.judgePorts(svc, &one)
-		one.Message = cmp.Or(one.Message, p.whyNoVIP(svc)) // it works all the same
+		one.Message = cmp.Or(one.Message, p.whyNoVIP(svc), p.networkNote(svc)) // it works all the same
 		st.Services = append(st.Services, one)
 		st.State = worse(st.State, one.State)
 		want += one.Desired
@@ -244,7 +245,7 @@ func (s *pass) taskTrouble(name string, t *spec.Task) trouble {
 	case st.State == spec.TaskPending && st.Reason != "":
 		return trouble{impaired, name + " cannot be placed: " + st.Reason}
 	case st.State != spec.TaskPending && !s.nodeUp(t.Node):
-		return trouble{impaired, name + ": node " + s.nodeName(t.Node) + " is down"}
+		return trouble{impaired, name + ": node " + s.nodeName(t.Node) + " is down" + suffix(s.addressRoom(nil))}
 	case len(st.Attempts) > 0 && st.Attempts[len(st.Attempts)-1].Failed():
 		return trouble{impaired, name + ": " + ending(t)}
 	case st.Health == spec.HealthUnhealthy:

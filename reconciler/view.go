@@ -161,14 +161,16 @@ func (v *view) nodeName(id spec.NodeID) string {
 	return string(id)
 }
 
-// subnetOf returns the subnet of a network that has its numbers.
-func subnetOf(n *spec.Network) (netip.Prefix, bool) {
-	p, err := netip.ParsePrefix(n.Subnet)
-	return p, err == nil
-}
-
-// ipOf returns the address of an Address, without prefix length.
-func ipOf(a spec.Address) (netip.Addr, bool) {
-	p, err := netip.ParsePrefix(a.IP)
+// ipOf returns an address of an Address, without prefix length; ok is false when
+// it has none of the family.
+func ipOf(a spec.Address, six bool) (ip netip.Addr, ok bool) {
+	text := a.IP
+	if six {
+		text = a.IP6
+	}
+	if text == "" {
+		return ip, false
+	}
+	p, err := netip.ParsePrefix(text)
 	return p.Addr(), err == nil
 }

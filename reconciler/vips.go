@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"wherry.dev/cluster/store"
-	"wherry.dev/overlay/ipam"
 	"wherry.dev/spec"
 )
 
@@ -48,7 +47,8 @@ func (p *planner) settleVIPs() {
 }
 
 // vips returns the virtual addresses that a service shall have, in the order of
-// its networks, and the networks on which it gets one by this plan.
+// its networks, and the networks on which it gets one by this plan. Without an
+// IPv4 address there is none of IPv6 either.
 func (p *planner) vips(svc *spec.Service) (vips []spec.ServiceVIP, fresh []*spec.Network) {
 	vips = []spec.ServiceVIP{}
 	if svc.Spec.EndpointMode == spec.EndpointDNSRR {
@@ -60,37 +60,58 @@ func (p *planner) vips(svc *spec.Service) (vips []spec.ServiceVIP, fresh []*spec
 			continue
 		}
 		on[a.net.ID] = true
-		if ip, ok := p.keptVIP(svc, a.net.ID); ok {
-			vips = append(vips, spec.ServiceVIP{Network: a.net.ID, Address: ip.String()})
-			continue
+		v, got := spec.ServiceVIP{Network: a.net.ID}, false
+		for _, six := range []bool{false, true} {
+			ip, kept := p.keptVIP(svc, a.net.ID, six)
+			if !kept && p.space(a.net, six) != nil && p.numbered[a.net.ID] != nil && (!six || v.Address != "") {
+				var err error
+				if ip, err = p.addresses(a.net, six).Take(); err != nil {
+					continue // Status says so
+				}
+				got = true
+			}
+			v = withVIP(v, ip, six)
 		}
-		n := p.numbered[a.net.ID]
-		if n == nil {
-			continue
+		if v.Address != "" {
+			vips = append(vips, v)
 		}
-		if ip, err := p.addresses(n).Take(); err == nil { // else Status says why there is none
-			vips = append(vips, spec.ServiceVIP{Network: n.ID, Address: ip.String()})
+		if got {
 			fresh = append(fresh, a.net)
 		}
 	}
-	for _, v := range svc.VIPs { // where it leaves a network task by task
-		if ip, ok := p.keptVIP(svc, v.Network); ok && !on[v.Network] && p.stillOn(svc, v.Network) {
-			vips = append(vips, spec.ServiceVIP{Network: v.Network, Address: ip.String()})
+	for _, old := range svc.VIPs { // where it leaves a network task by task
+		if ip, ok := p.keptVIP(svc, old.Network, false); ok && !on[old.Network] && p.stillOn(svc, old.Network) {
+			ip6, _ := p.keptVIP(svc, old.Network, true)
+			vips = append(vips, withVIP(withVIP(spec.ServiceVIP{Network: old.Network}, ip, false), ip6, true))
 		}
 	}
 	return vips, fresh
 }
 
-// keptVIP returns the virtual address of a service on a network, if the numbers
-// of the network still have it, as they do while no others can be had.
-func (p *planner) keptVIP(svc *spec.Service, network spec.NetworkID) (netip.Addr, bool) {
-	ip, ok := vipOn(svc, network)
+// withVIP sets one address, if it is one.
+func withVIP(v spec.ServiceVIP, ip netip.Addr, six bool) spec.ServiceVIP {
+	switch {
+	case !ip.IsValid():
+	case six:
+		v.Address6 = ip.String()
+	default:
+		v.Address = ip.String()
+	}
+	return v
+}
+
+// keptVIP returns the virtual address of a service on a network, if the network
+// would still choose it, as it does while no other numbers can be had.
+func (p *planner) keptVIP(svc *spec.Service, network spec.NetworkID, six bool) (netip.Addr, bool) {
+	ip, ok := vipOn(svc, network, six)
 	n := p.snap.Network(network)
 	if !ok || n == nil || n.Gone && p.numbered[network] == nil {
-		return ip, false
+		return netip.Addr{}, false
 	}
-	subnet, numbered := subnetOf(p.numberedOr(n))
-	return ip, numbered && ipam.Space{Subnet: subnet, Gateway: ipam.Gateway(subnet)}.Usable(ip)
+	if space := p.space(n, six); space == nil || !space.Chooses(ip) {
+		return netip.Addr{}, false
+	}
+	return ip, true
 }
 
 // stillOn reports whether a service has a task on a network that this plan does
@@ -111,14 +132,13 @@ func (p *planner) whyNoVIP(svc *spec.Service) string {
 		if a.net == nil {
 			continue
 		}
-		if _, has := vipOn(svc, a.net.ID); has {
-			continue
-		}
-		if _, numbered := subnetOf(a.net); !numbered {
-			continue
-		}
-		if _, err := p.addresses(a.net).Peek(); err != nil {
-			return "its name leads to its tasks, as with endpoint_mode dnsrr, for there is no virtual address: " + err.Error()
+		for _, six := range []bool{false, true} {
+			if _, has := vipOn(svc, a.net.ID, six); has || p.space(a.net, six) == nil {
+				continue
+			}
+			if _, err := p.addresses(a.net, six).Peek(); err != nil {
+				return "its name leads to its tasks, as with endpoint_mode dnsrr, for there is no virtual address: " + err.Error()
+			}
 		}
 	}
 	return ""

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"net/netip"
+	"slices"
 
 	"wherry.dev/spec"
 )
@@ -25,6 +26,11 @@ type Space struct {
 // broadcast address.
 func (s Space) Usable(a netip.Addr) bool {
 	return s.Subnet.Contains(a) && a != s.Subnet.Masked().Addr() && a != s.Gateway && !isBroadcast(s.Subnet, a)
+}
+
+// Chooses reports whether an address is one that is chosen when it is free.
+func (s Space) Chooses(a netip.Addr) bool {
+	return s.Usable(a) && (!s.Range.IsValid() || s.Range.Contains(a)) && !slices.Contains(s.Reserved, a)
 }
 
 // bounds returns the first and the last address that may be chosen, as far as
@@ -85,22 +91,19 @@ func (r *Range) note(a netip.Addr, in map[netip.Addr]bool) {
 		return
 	}
 	in[a] = true
-	if r.Chooses(a) { // what was asked for says nothing of how far the search is
+	if r.chooses(a) { // what was asked for says nothing of how far the search is
 		r.next = a.Next()
 	}
 }
 
-// Chooses reports whether an address is one that Take returns when it is free.
-func (r *Range) Chooses(a netip.Addr) bool {
+// chooses is that of the space, quicker.
+func (r *Range) chooses(a netip.Addr) bool {
 	return r.space.Usable(a) && !a.Less(r.first) && !r.last.Less(a) && !r.reserved[a]
 }
 
 // Free reports whether somebody who asks for an address may have it: it is
 // usable and not held.
 func (r *Range) Free(a netip.Addr) bool { return r.space.Usable(a) && !r.held[a] }
-
-// Usable is that of the space.
-func (r *Range) Usable(a netip.Addr) bool { return r.space.Usable(a) }
 
 // Take returns the next free address and holds it: round the range from the
 // newest address on, so that an address rests as long as the range allows;
@@ -135,7 +138,7 @@ func (r *Range) search(spare bool) (netip.Addr, bool) {
 		if !a.IsValid() || a.Less(r.first) || r.last.Less(a) {
 			a = r.first
 		}
-		if r.Chooses(a) && !r.held[a] && !(spare && r.rested[a]) {
+		if r.chooses(a) && !r.held[a] && !(spare && r.rested[a]) {
 			return a, true
 		}
 		a = a.Next()
@@ -145,4 +148,6 @@ func (r *Range) search(spare bool) (netip.Addr, bool) {
 
 // isBroadcast reports whether an address is the last one of an IPv4 subnet,
 // which is that of all hosts.
-func isBroadcast(p netip.Prefix, a netip.Addr) bool { return a.Is4() && a == spec.LastAddress(p) }
+func isBroadcast(p netip.Prefix, a netip.Addr) bool {
+	return a.Is4() && p.Contains(a) && !p.Contains(a.Next())
+}

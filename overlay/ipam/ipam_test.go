@@ -190,7 +190,7 @@ func TestRange(t *testing.T) {
 	t.Run("reserved addresses", func(t *testing.T) {
 		r := NewRange("n", space("10.0.0.0/29", "10.0.0.2", "10.0.0.5"))
 		take(t, r, "10.0.0.3", "10.0.0.4", "10.0.0.6", "")
-		if !r.Free(ip("10.0.0.5")) || r.Chooses(ip("10.0.0.5")) {
+		if !r.Free(ip("10.0.0.5")) || r.space.Chooses(ip("10.0.0.5")) {
 			t.Error("who asks for a reserved address may not have it, or others may")
 		}
 	})
@@ -242,11 +242,30 @@ func TestUsable(t *testing.T) {
 				if got := s.Usable(netip.MustParseAddr(a)); got != want {
 					t.Errorf("%s has %s: %t", c.subnet, a, got)
 				}
-				if got := NewRange("n", s).Chooses(netip.MustParseAddr(a)); got != want {
+				if got := s.Chooses(netip.MustParseAddr(a)); got != want {
 					t.Errorf("%s chooses %s: %t", c.subnet, a, got)
 				}
 			}
 		}
+	}
+}
+
+// TestChooses: what a range hands out is what its space says it would.
+func TestChooses(t *testing.T) {
+	s := space("10.0.0.0/26", "10.0.0.40", "10.0.0.9")
+	s.Gateway, s.Range = netip.MustParseAddr("10.0.0.35"), netip.MustParsePrefix("10.0.0.32/27")
+	r := NewRange("n", s)
+	handed := map[netip.Addr]bool{}
+	for a, err := r.Take(); err == nil; a, err = r.Take() {
+		handed[a] = true
+	}
+	for a := netip.MustParseAddr("9.255.255.250"); a.Less(netip.MustParseAddr("10.0.0.80")); a = a.Next() {
+		if s.Chooses(a) != handed[a] || r.chooses(a) != handed[a] {
+			t.Errorf("%v: chosen %t and %t, handed out %t", a, s.Chooses(a), r.chooses(a), handed[a])
+		}
+	}
+	if len(handed) != 29 { // 32 without the gateway, the reserved one and the broadcast address
+		t.Errorf("%d addresses were handed out", len(handed))
 	}
 }
 
