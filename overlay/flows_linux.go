@@ -24,21 +24,22 @@ func endFlow(o Op) (Flow, bool) {
 // forgetEnds deletes the connection tracking entries of Flows without a port
 // in one namespace.
 //
-// The kernel looks for those of IPv4 itself where it can. An older one refuses,
-// since it takes the request for that of one entry, and they are all read, if
-// there are any. That takes some milliseconds in each namespace, however few
-// they are: the table of all namespaces is one. Those of IPv6 are always read:
-// the kernel's filter compares their addresses the wrong way round, and leaves
-// just those that it is asked to delete.
+// The kernel looks for those of IPv4 itself where it can, one end at a time.
+// Where there are more, and with an older kernel, which takes the request for
+// that of one entry and refuses, all entries are read. Either takes some
+// milliseconds in each namespace, however few they are, since the table of all
+// namespaces is one; where there are none, nobody is asked. Those of IPv6 are
+// always read: the kernel's filter compares their addresses the wrong way
+// round, and leaves just those that it is asked to delete.
 func (k *linuxKernel) forgetEnds(ns spec.TaskID, flows []Flow) error {
+	if count, err := k.readSysctl(SysctlKey{NS: ns, Path: "net/netfilter/nf_conntrack_count"}); err == nil && count == "0" {
+		return nil
+	}
 	four, six := splitFlows(flows)
-	if len(four) > 0 && !k.scan && k.nftIn(ns).forget(four) == nil {
+	if len(four) > 0 && !k.scan && ends(four) <= fewEnds && k.nftIn(ns).forget(four) == nil {
 		four = nil
 	}
 	if len(four)+len(six) == 0 {
-		return nil
-	}
-	if count, err := k.readSysctl(SysctlKey{NS: ns, Path: "net/netfilter/nf_conntrack_count"}); err == nil && count == "0" {
 		return nil
 	}
 	h := k.rt
@@ -64,6 +65,17 @@ func (k *linuxKernel) forgetEnds(ns spec.TaskID, flows []Flow) error {
 		}
 	}
 	return nil
+}
+
+// fewEnds is for how many ends the kernel is asked for each: it goes through the
+// entries of all namespaces every time.
+const fewEnds = 2
+
+func ends(flows []Flow) (n int) {
+	for _, f := range flows {
+		n += len(f.Gone)
+	}
+	return n
 }
 
 // splitFlows tells the ends of IPv4 that are gone from those of IPv6.

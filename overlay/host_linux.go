@@ -493,8 +493,13 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	seen.state.dropLinks(func(l LinkID) bool { return l.NS == "" && hands[l.Name] })
 	want.dropInside(func(t spec.TaskID) bool { return !seen.inside[t] })
 
-	ops = Diff(seen.state, want)
+	ops, flows := splitFlowOps(Diff(seen.state, want))
 	errs := k.apply(ops)
+	if len(flows)+len(again) > 0 {
+		h.refreshDNS(context.Background()) // names do not wait until connections are forgotten, which may take long
+	}
+	errs = append(errs, k.apply(flows)...)
+	ops = append(ops, flows...)
 	h.remember(gens, want, ops, errs)
 	problems = append(problems, k.apply(again)...)
 	level, message := slog.LevelDebug, "changed the network"
@@ -522,6 +527,18 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	}
 	h.finish(change, in, refused, problems)
 	return ops, failed
+}
+
+// splitFlowOps tells apart what forgets connections.
+func splitFlowOps(ops []Op) (changes, flows []Op) {
+	for _, o := range ops {
+		if _, ok := o.Object.(Flow); ok {
+			flows = append(flows, o)
+		} else {
+			changes = append(changes, o)
+		}
+	}
+	return changes, flows
 }
 
 func hasTunnels(s State) bool {
