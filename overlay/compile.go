@@ -403,7 +403,7 @@ func (n network) bridge(in Input) State {
 		localnet = "1"
 	}
 	st.Sysctls[SysctlKey{Path: sysctlLocalnet(n.bridgeN)}] = localnet
-	if !in.NoIPv6 {
+	if !in.NoIPv6 && n.mtu >= minMTU6 {
 		// A task may have the rights to say that it is a router.
 		st.Sysctls[SysctlKey{Path: sysctl6(n.bridgeN, "accept_ra")}] = "0"
 	}

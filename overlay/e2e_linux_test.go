@@ -993,14 +993,17 @@ func TestForeignFirewallIsNamed(t *testing.T) {
 }
 
 // The budget of a task's network is 3 ms.
-func TestAttachLatency(t *testing.T) {
+func TestAttachLatency(t *testing.T) { bothFamilies(t, testAttachLatency) }
+
+func testAttachLatency(t *testing.T, six bool) {
 	w := newWorld(t, "")
-	w.network("1-1", "10.9.0.0/16", "10.9.0.1", false)
+	w.six = six
+	w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 	w.set()
 	const n = 50
 	var times []time.Duration
 	for i := range n {
-		s := sandbox(spec.TaskID(fmt.Sprintf("1-%d", 100+i)), "shop.web.1", fmt.Sprintf("1-1=10.9.1.%d/16", 10+i))
+		s := sandbox(spec.TaskID(fmt.Sprintf("1-%d", 100+i)), "shop.web.1", fmt.Sprintf("1-1=10.9.1.%d/24", 10+i))
 		start := time.Now()
 		w.attach(s)
 		times = append(times, time.Since(start))
@@ -1028,8 +1031,8 @@ func TestAttachLatency(t *testing.T) {
 	start = time.Now()
 	for i := range n {
 		wg.Go(func() {
-			s := sandbox(spec.TaskID(fmt.Sprintf("1-%d", 200+i)), "shop.web.1", fmt.Sprintf("1-1=10.9.2.%d/16", 10+i))
-			if _, err := w.host.Attach(context.Background(), s); err != nil {
+			s := sandbox(spec.TaskID(fmt.Sprintf("1-%d", 200+i)), "shop.web.1", fmt.Sprintf("1-1=10.9.1.%d/24", 100+i))
+			if _, err := w.host.Attach(context.Background(), w.box(s)); err != nil {
 				t.Error(err)
 			}
 		})

@@ -732,8 +732,12 @@ func TestForeignTunnelIsNamed(t *testing.T) {
 
 // The budget for a network of 1,000 ends is 2 s, and for one change 50 ms of
 // the host's time.
-func TestManyEnds(t *testing.T) {
+func TestManyEnds(t *testing.T) { bothFamilies(t, testManyEnds) }
+
+func testManyEnds(t *testing.T, six bool) {
 	f := newFleet(t, 2, false)
+	f.six = six
+	neighbours := map[bool]int{false: 1, true: 2}[six]
 	m := f.members[0]
 	n := 1000
 	f.network.Subnet, f.network.Gateway = "10.9.0.0/16", "10.9.0.1"
@@ -762,7 +766,7 @@ func TestManyEnds(t *testing.T) {
 		}
 	}
 	timed("1,000 ends", 2*time.Second, time.Second)
-	if text := m.do(order{State: true}).Text; strings.Count(text, "\nneigh ") != n || strings.Count(text, "12 self\n") != n+1 {
+	if text := m.do(order{State: true}).Text; strings.Count(text, "\nneigh ") != n*neighbours || strings.Count(text, "12 self\n") != n+1 {
 		t.Errorf("%d neighbours, %d entries", strings.Count(text, "\nneigh "), strings.Count(text, "12 self\n"))
 	}
 	n++

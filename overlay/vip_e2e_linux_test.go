@@ -398,8 +398,15 @@ func (w *world) otherHost(number uint32, client string) string {
 }
 
 // Nothing announces damage inside a namespace: the regular pass finds it.
-func TestRepairInside(t *testing.T) {
+func TestRepairInside(t *testing.T) { bothFamilies(t, testRepairInside) }
+
+func testRepairInside(t *testing.T, six bool) {
 	w := newWorld(t, "")
+	w.six = six
+	damages := strings.NewReplacer()
+	if six {
+		damages = strings.NewReplacer("vip1 ", "vip6_1 ", "vips ", "vips6 ", "wherry vip\n", "wherry vip6\n", "left ", "left6 ", "ip route", "ip -6 route")
+	}
 	a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 	w.set()
 	one := w.tasks(a, "one", "two")[0]
@@ -417,6 +424,7 @@ func TestRepairInside(t *testing.T) {
 		"nft add chain inet wherry stranger",
 		"ip route del default",
 	} {
+		damage = w.say(strings.TrimSpace(damages.Replace(damage + "\n")))
 		w.inside(one, damage)
 		if w.stateText() == good {
 			t.Fatalf("%s: no damage", damage)
@@ -447,18 +455,21 @@ func TestRepairInside(t *testing.T) {
 }
 
 // The budget of a task's network is 5 ms with two services.
-func TestVIPLatency(t *testing.T) {
+func TestVIPLatency(t *testing.T) { bothFamilies(t, testVIPLatency) }
+
+func testVIPLatency(t *testing.T, six bool) {
 	w := newWorld(t, "")
-	a := w.network("1-1", "10.9.0.0/16", "10.9.0.1", false)
+	w.six = six
+	a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
 	targets := func(ends ...string) {
-		w.nets[a].VIPs = []spec.VIP{{Address: "10.9.0.200", Owner: "shop/web", Targets: ends}, {Address: "10.9.0.201", Owner: "shop/db", Targets: ends}}
+		w.nets[a].VIPs = []spec.VIP{{Address: "10.9.1.200", Owner: "shop/web", Targets: ends}, {Address: "10.9.1.201", Owner: "shop/db", Targets: ends}}
 		w.set()
 	}
 	targets("10.9.1.10", "10.9.1.11", "10.9.1.12", "10.9.1.13")
 	const n = 100
 	var times []time.Duration
 	for i := range n {
-		s := sandbox(spec.TaskID(fmt.Sprintf("1-%d", 100+i)), "shop.web.1", fmt.Sprintf("1-1=10.9.1.%d/16", 10+i))
+		s := sandbox(spec.TaskID(fmt.Sprintf("1-%d", 100+i)), "shop.web.1", fmt.Sprintf("1-1=10.9.1.%d/24", 10+i))
 		start := time.Now()
 		w.attach(s)
 		times = append(times, time.Since(start))
