@@ -276,6 +276,53 @@ func TestCompileLeavesOut(t *testing.T) {
 	}
 }
 
+// What a port claims, and why it cannot.
+func TestClaims(t *testing.T) {
+	dual := network{doc: spec.HostNetwork{Network: spec.Network{Subnet6: "fd00::/64"}}, gateway6: netip.MustParseAddr("fd00::1")}
+	off := network{doc: dual.doc}
+	for _, tt := range []struct {
+		n      network
+		hostIP string
+		want   string
+	}{
+		{network{}, "", "0.0.0.0"},
+		{dual, "", "0.0.0.0 ::"},
+		{off, "", "0.0.0.0"},
+		{network{}, "127.0.0.1", "127.0.0.1"},
+		{dual, "0.0.0.0", "0.0.0.0"},
+		{dual, "::", "::"},
+		{dual, "::ffff:127.0.0.1", "127.0.0.1"},
+		{dual, "2001:DB8::1", "2001:db8::1"},
+		{network{}, "2001:db8::1", "cannot be published on 2001:db8::1: its network has no IPv6"},
+		{off, "2001:db8::1", "its network goes on with IPv4 alone on this node"},
+		{dual, "::1", "cannot be published on ::1: the kernel leads nothing from there to a container; publish it on 127.0.0.1"},
+		{dual, "fe80::1", "link-local"},
+		{dual, "2001:db8::1%eth0", "link-local"},
+		{dual, "host", "that is no address"},
+	} {
+		claims, err := tt.n.claims(spec.PublishedPort{HostIP: tt.hostIP, Port: 80, Protocol: "tcp"})
+		var got []string
+		for _, c := range claims {
+			if c.Port != 80 || c.Proto != "tcp" {
+				t.Errorf("%q: %s", tt.hostIP, c)
+			}
+			got = append(got, c.IP)
+		}
+		text := strings.Join(got, " ")
+		if err != nil {
+			text = err.Error()
+		}
+		if err == nil && text != tt.want || err != nil && (!strings.Contains(text, tt.want) || len(claims) > 0) {
+			t.Errorf("%q: %s; want %s", tt.hostIP, text, tt.want)
+		}
+	}
+	for _, p := range []spec.PublishedPort{{Protocol: "tcp"}, {Port: 80, Protocol: "sctp"}} {
+		if claims, err := dual.claims(p); err == nil || len(claims) > 0 {
+			t.Errorf("%+v: %v", p, claims)
+		}
+	}
+}
+
 func TestSlotClass(t *testing.T) {
 	for targets, want := range map[int]uint32{0: 1, 1: 1, 2: 16, 4: 16, 5: 128, 32: 128, 33: 1024, 256: 1024, 2000: 1024} {
 		if got := slotClass(targets); got != want {
@@ -309,6 +356,15 @@ func TestNames(t *testing.T) {
 
 func TestElements(t *testing.T) {
 	types := setTypes(fieldIPv4)
+	for set, text := range map[string]string{
+		setSelf: "fd00:9:1::2 . fd00:9:1::2", "any16": "tcp . 8080 . 15", "at1024": "2001:db8::1 . udp . 1 . 1023", setEnds: "fd00:9:1::2",
+	} {
+		typ := setTypes(fieldIPv6)[set]
+		b, err := encode(typ.key, text)
+		if err != nil || decode(typ.key, b) != text || len(b) > 64 {
+			t.Errorf("%s: %q became %x, %v, and that %q", set, text, b, err, decode(typ.key, b))
+		}
+	}
 	for set, text := range map[string]string{
 		setBridges: "wbr-1-1", setSame: "wbr-1-1 . wbr-1-1", setRefused: "udp . 53", setRefusedAt: "127.0.0.1 . tcp . 65535",
 		setPeers: "198.18.0.1", setSelf: "10.9.1.2 . 10.9.1.2", "any16": "tcp . 8080 . 15", "at1024": "198.18.0.1 . udp . 1 . 1023",
@@ -380,11 +436,15 @@ func randomInput(r *rand.Rand) Input {
 			ID: spec.NetworkID(fmt.Sprintf("1-%d", n)), Subnet: fmt.Sprintf("10.9.%d.0/24", n), Gateway: fmt.Sprintf("10.9.%d.1", n),
 			Spec: spec.NetworkSpec{Internal: r.IntN(4) == 0},
 		}}
+		if r.IntN(2) == 0 {
+			doc.Network.Subnet6, doc.Network.Gateway6 = fmt.Sprintf("fd00:9:%d::/64", n), fmt.Sprintf("fd00:9:%d::1", n)
+		}
 		randomHosts(r, &doc)
 		for p := range r.IntN(4) {
-			port := spec.PublishedPort{Port: uint16(8080 + p + 10*n), Protocol: []string{"tcp", "udp"}[r.IntN(2)], HostIP: []string{"", "127.0.0.1"}[r.IntN(2)]}
+			port := spec.PublishedPort{Port: uint16(8080 + p + 10*n), Protocol: []string{"tcp", "udp"}[r.IntN(2)], HostIP: []string{"", "127.0.0.1", "2001:db8::1"}[r.IntN(3)]}
 			for range r.IntN(7) {
 				port.Targets = append(port.Targets, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 9, byte(n), byte(2 + r.IntN(9))}), 80).String())
+				port.Targets = append(port.Targets, fmt.Sprintf("[fd00:9:%d::%d]:80", n, 2+r.IntN(9)))
 			}
 			slices.Sort(port.Targets)
 			port.Targets = slices.Compact(port.Targets)
@@ -394,6 +454,11 @@ func randomInput(r *rand.Rand) Input {
 			vip := spec.VIP{Address: fmt.Sprintf("10.9.%d.%d", n, 200+v)}
 			for range r.IntN(4) {
 				vip.Targets = append(vip.Targets, fmt.Sprintf("10.9.%d.%d", n, 2+r.IntN(9)))
+			}
+			doc.VIPs = append(doc.VIPs, vip)
+			vip = spec.VIP{Address: fmt.Sprintf("fd00:9:%d::%d", n, 200+v)}
+			for range r.IntN(4) {
+				vip.Targets = append(vip.Targets, fmt.Sprintf("fd00:9:%d::%d", n, 2+r.IntN(9)))
 			}
 			doc.VIPs = append(doc.VIPs, vip)
 		}
@@ -406,7 +471,7 @@ func randomInput(r *rand.Rand) Input {
 		s := spec.Sandbox{Task: spec.TaskID(fmt.Sprintf("1-%d", 100+i))}
 		for n := range 4 {
 			if r.IntN(2) == 0 {
-				s.Addresses = append(s.Addresses, spec.Address{Network: spec.NetworkID(fmt.Sprintf("1-%d", n)), IP: fmt.Sprintf("10.9.%d.%d/24", n, 2+i), MAC: fmt.Sprintf("02:58:0a:09:%02x:%02x", n, 2+i)})
+				s.Addresses = append(s.Addresses, spec.Address{Network: spec.NetworkID(fmt.Sprintf("1-%d", n)), IP: fmt.Sprintf("10.9.%d.%d/24", n, 2+i), IP6: fmt.Sprintf("fd00:9:%d::%d/64", n, 2+i), MAC: fmt.Sprintf("02:58:0a:09:%02x:%02x", n, 2+i)})
 			}
 		}
 		in.Tasks = append(in.Tasks, s)

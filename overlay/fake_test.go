@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"sync"
 
@@ -75,6 +76,9 @@ func (k *fakeKernel) applyLocked(o Op) error {
 		return k.linkLocked(o.Verb, x)
 	case Addr:
 		set(st.Addrs, x, o.Verb)
+		if p, err := netip.ParsePrefix(x.IP); err == nil && o.Verb == Delete { // with its route
+			maps.DeleteFunc(st.Routes, func(r Route, _ bool) bool { return r.Link == x.Link && r.Dst == p.Masked().String() })
+		}
 	case Route:
 		set(st.Routes, x, o.Verb)
 	case FDB:

@@ -343,6 +343,16 @@ func TestHostPortConflict(t *testing.T) {
 		if spec.ErrorClass(err) != "invalid" || !strings.Contains(err.Error(), "port 99/tcp") {
 			t.Errorf("attach with an IPv6 port: %v", err)
 		}
+		// What no sandbox can have is refused.
+		for _, s := range []spec.Sandbox{
+			{Task: "1-45", Addresses: []spec.Address{{Network: "1-1", IP: "10.9.1.45/24", IP6: "10.9.1.45/24"}}},
+			{Task: "1-45", Addresses: []spec.Address{{Network: "1-1", IP: "10.9.1.45/24", IP6: "fd00::45"}}},
+			{Task: "1-45", Addresses: []spec.Address{{Network: "1-1", IP: "10.9.1.45/24", IP6: "fd00::45/64"}}, Sysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
+		} {
+			if _, err := b.Attach(context.Background(), s); spec.ErrorClass(err) != "invalid" {
+				t.Errorf("attach of %+v: %v", s, err)
+			}
+		}
 		// A task that runs is not touched by a port that is lost later.
 		b.k.taken = map[Claim]error{c: errors.New("gone")}
 		if _, err := b.Attach(context.Background(), box); err != nil {
@@ -481,6 +491,8 @@ func TestFindSocket(t *testing.T) {
    1: 0100007F:1F91 0100007F:C350 06 00000000:00000000 03:00000000 00000000     0        0 0 3 0
    2: 010012C6:1F92 020012C6:C350 01 00000000:00000000 00:00000000 00000000     0        0 102 1 0
    3: 00000000:1F92 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 103 1 0
+   5: 00000000000000000000000000000000:1F94 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 105 1 0
+   6: 000000FD000000000000000001000000:1F95 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 106 1 0
    4: 0000000000000000FFFF00000100007F:1F93 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 104 1 0
 `
 	path := filepath.Join(t.TempDir(), "tcp")
@@ -499,7 +511,16 @@ func TestFindSocket(t *testing.T) {
 		{"127.0.0.1", 8081, 0, false}, // closed
 		{"198.18.0.1", 8082, 103, true},
 		{"127.0.0.1", 8083, 104, true},
-		{"0.0.0.0", 8084, 0, false},
+		{"0.0.0.0", 8084, 105, true}, // it may take IPv4, too
+		{"::", 8084, 105, true},
+		{"fd00::1", 8084, 105, true},
+		{"::", 8083, 0, false}, // of IPv4 in the dress of IPv6
+		{"fd00::1", 8082, 0, false},
+		{"fd00::1", 8085, 106, true},
+		{"fd00::2", 8085, 0, false},
+		{"::", 8085, 106, true},
+		{"0.0.0.0", 8085, 0, false},
+		{"0.0.0.0", 8086, 0, false},
 	} {
 		f, err := os.Open(path)
 		if err != nil {

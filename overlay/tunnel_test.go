@@ -3,6 +3,7 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -29,7 +30,7 @@ func randomHosts(r *rand.Rand, doc *spec.HostNetwork) {
 	}
 	for i := range r.IntN(8) {
 		doc.Remote = append(doc.Remote, spec.RemoteEndpoint{
-			IP: fmt.Sprintf("10.9.9.%d", 100+i), MAC: fmt.Sprintf("02:58:0a:09:09:%02x", 100+i+r.IntN(2)), Host: uint32(2 + r.IntN(4)),
+			IP: fmt.Sprintf("10.9.9.%d", 100+i), IP6: fmt.Sprintf("fd00:9:9::%d", 100+i+r.IntN(2)), MAC: fmt.Sprintf("02:58:0a:09:09:%02x", 100+i+r.IntN(2)), Host: uint32(2 + r.IntN(4)),
 		})
 	}
 }
@@ -164,6 +165,86 @@ func TestProblemsAreNamed(t *testing.T) {
 			t.Errorf("got %q and tunnel %v; want %q", got, tunnel, want)
 		}
 	}
+}
+
+// What stands in the way of IPv6 on a network is named, and costs nothing but
+// IPv6.
+func TestIPv6IsRefused(t *testing.T) {
+	for _, tt := range []struct {
+		subnet, gateway string
+		change          func(in *Input)
+		want            string
+	}{
+		{"fd00:9:1::/64", "fd00:9:1::1", nil, ""},
+		{"fd00:9:1::5/64", "fd00:9:1::1", nil, ""},
+		{"", "", nil, ""},
+		{"10.9.7.0/24", "fd00:9:1::1", nil, `"10.9.7.0/24" is no IPv6 subnet`},
+		{"::ffff:10.9.7.0/120", "fd00:9:1::1", nil, "is no IPv6 subnet"},
+		{"fd00:9:1::1", "fd00:9:1::1", nil, "is no IPv6 subnet"},
+		{"", "fd00:9:1::1", nil, `"" is no IPv6 subnet`},
+		{"fe80::/64", "fe80::1", nil, "no task can have an address of the subnet fe80::/64"},
+		{"ff02::/64", "ff02::1", nil, "no task can have"},
+		{"fd00:9:1::/127", "fd00:9:1::1", nil, "no room for tasks"},
+		{"fd00:9:1::/64", "", nil, `its gateway "" is no IPv6 address`},
+		{"fd00:9:1::/64", "10.9.1.1", nil, "its gateway 10.9.1.1 is no address of a host in fd00:9:1::/64"},
+		{"fd00:9:1::/64", "fd00:9:2::1", nil, "is no address of a host in fd00:9:1::/64"},
+		{"fd00:9:1::/64", "fd00:9:1::", nil, "is no address of a host in fd00:9:1::/64"},
+		{"fd00:9:1::/64", "fd00:9:1::1%eth0", nil, "is no IPv6 address"},
+		{"fd00:9:1::/64", "fd00:9:1::1", func(in *Input) { in.NoIPv6 = true }, "the kernel has no IPv6"},
+		{"fd00:9:1::/64", "fd00:9:1::1", func(in *Input) { in.Networks[0].MTU = 1329 }, "can have 1279 bytes, and IPv6 needs 1280; raise the MTU of what carries it by 1"},
+		{"fd00:9:1::/64", "fd00:9:1::1", func(in *Input) { in.Networks[0].MTU = 1330 }, ""},
+	} {
+		in := linked()
+		if tt.change != nil {
+			tt.change(&in)
+		}
+		four := Compile(in)
+		d := &in.Networks[0]
+		d.Network.Subnet6, d.Network.Gateway6 = tt.subnet, tt.gateway
+		d.Remote[0].IP6, in.Tasks[0].Addresses[0].IP6 = "fd00:9:1::3", "fd00:9:1::2/64"
+		got := ""
+		if err := errors.Join(in.problems()...); err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, tt.want) || (tt.want == "") != (got == "") || got != "" && !strings.HasPrefix(got, "network 1-1: it goes on with IPv4 alone on this node: ") {
+			t.Errorf("%s, gateway %s: got %q; want %q", tt.subnet, tt.gateway, got, tt.want)
+		}
+		if six := Compile(in).Neighs[Neigh{"wbr-1-1", "fd00:9:1::3", "02:58:0a:09:01:03"}]; six != (got == "" && tt.subnet != "") {
+			t.Errorf("%s, gateway %s: IPv6 is there: %v", tt.subnet, tt.gateway, six)
+		}
+		if got != "" {
+			if diff := cmp.Diff(four.String(), Compile(in).String()); diff != "" {
+				t.Errorf("%s, gateway %s: more than IPv6 is missing (-without +with):\n%s", tt.subnet, tt.gateway, diff)
+			}
+		}
+	}
+}
+
+// One network's problem keeps neither the others from being applied nor tasks
+// from being withdrawn.
+func TestHostGoesOnBesideAProblem(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bench) {
+		defer b.run(t)()
+		nets := documents(1)
+		nets[0].Network.Subnet6, nets[0].Network.Gateway6 = "fd00:9:1::/64", "fd00:9:9::1"
+		b.Set(nets)
+		synctest.Wait()
+		st := b.Status()
+		if len(st.Errors) != 1 || !strings.Contains(st.Errors[0], "its gateway fd00:9:9::1") {
+			t.Errorf("errors %q", st.Errors)
+		}
+		if _, ok := st.Applied["1-1"]; ok || st.Applied["1-2"].Index != 1 {
+			t.Errorf("applied %v", st.Applied)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := b.Withdrawn(ctx, []spec.Address{{Network: "1-1", IP: "10.9.1.77/24"}}); err != nil {
+			t.Errorf("withdrawn: %v", err)
+		}
+		if still := b.Leads([]spec.Address{{Network: "1-1", IP: "10.9.1.2/24"}}); len(still) != 1 {
+			t.Errorf("leads to %v", still)
+		}
+	})
 }
 
 func TestHostSaysWhyThereIsNoTunnel(t *testing.T) {

@@ -80,6 +80,20 @@ func TestWithdrawnEndsWithContext(t *testing.T) {
 		if got := b.Leads(both); !slices.Equal(got, both[1:]) {
 			t.Errorf("led to: %v", got)
 		}
+		// Either of its addresses is enough.
+		for _, six := range []spec.HostNetwork{
+			{Names: []spec.Name{{Name: "web", Addresses: []string{"fd00::3"}}}},
+			{VIPs: []spec.VIP{{Address: "fd00::c8", Targets: []string{"fd00::3"}}}},
+			{Ports: []spec.PublishedPort{{Port: 80, Protocol: "tcp", Targets: []string{"[fd00::3]:80"}}}},
+		} {
+			six.Network, six.Clock = leading(2, "", "", "")[0].Network, spec.Clock{Incarnation: 2}
+			b.Set([]spec.HostNetwork{six})
+			synctest.Wait()
+			a := []spec.Address{{Network: "1-1", IP: "10.9.1.3/24", IP6: "fd00::3/64"}, {Network: "1-1", IP: "10.9.1.4/24", IP6: "fd00::4/64"}}
+			if got := b.Leads(a); !slices.Equal(got, a[:1]) {
+				t.Errorf("%+v leads to %v", six, got)
+			}
+		}
 	})
 }
 
