@@ -103,6 +103,7 @@ var Routes = []Route{
 	{"content.get", "GET", "/v1/contents/{content}", RuleNode, true},
 
 	{"node.leave", "POST", "/v1/node/leave", RuleLocal, false},
+	{"node.doctor", "GET", "/v1/node/doctor", RuleOperator, false},
 	{"node.member", "GET", "/v1/node/member", RuleNode, false},
 	{"node.task.logs", "GET", "/v1/node/tasks/{task}/logs", RuleManager, true},
 	{"node.task.exec", "POST", "/v1/node/tasks/{task}/exec", RuleManager, true},

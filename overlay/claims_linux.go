@@ -109,6 +109,10 @@ type holderCache struct {
 
 type holder struct{ link, name string }
 
+// unseen holds a port and has no file descriptor: it is in another namespace of
+// processes, or the kernel.
+const unseen = "a process that cannot be seen from here"
+
 // tcpTimeWait is the state of a connection that is over (net/tcp_states.h).
 const tcpTimeWait = 6
 
@@ -210,5 +214,5 @@ func (h *holderCache) name(inode uint64) string {
 		h.sockets[inode] = holder{l, name}
 		return name
 	}
-	return "a process that cannot be seen from here"
+	return unseen
 }

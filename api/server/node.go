@@ -296,6 +296,20 @@ func (s *Server) nodeWithdrawn(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, out)
 }
 
+// nodeDoctor looks at this node. One look serves all who ask meanwhile.
+func (s *Server) nodeDoctor(w http.ResponseWriter, r *http.Request) error {
+	look := s.doctor.DoChan("", func() (any, error) {
+		return s.Doctor(context.WithoutCancel(r.Context())), nil
+	})
+	select {
+	case got := <-look:
+		checks, _ := got.Val.([]api.Check)
+		return writeJSON(w, api.List[api.Check]{Items: append([]api.Check{}, checks...)})
+	case <-r.Context().Done():
+		return context.Canceled
+	}
+}
+
 func (s *Server) registry(w http.ResponseWriter, r *http.Request) error {
 	if s.Registry == nil {
 		return spec.NotFoundf("this node serves no images")

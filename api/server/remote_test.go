@@ -374,7 +374,7 @@ var admitted = func() map[string][]string {
 		"stack.list": operators, "stack.get": operators, "stack.put": operators, "stack.delete": operators, "stack.status": operators, "stack.plan": operators,
 		"service.list": operators, "service.get": operators, "service.scale": operators,
 		"task.list": operators, "task.get": operators, "task.logs": operators, "task.exec": operators,
-		"node.list": operators, "node.get": operators, "node.update": operators, "node.delete": operators, "node.leftovers": operators,
+		"node.list": operators, "node.doctor": operators, "node.get": operators, "node.update": operators, "node.delete": operators, "node.leftovers": operators,
 		"network.list": operators, "network.get": operators, "network.create": operators, "network.delete": operators, "volume.list": operators, "volume.delete": operators, "event.list": operators,
 		"image.list": operators, "image.load": operators, "image.pull": operators, "image.delete": operators,
 		"cluster.status": operators, "cluster.backup": operators, "cluster.token": operators, "cluster.client": operators, "cluster.rotate": operators,
@@ -850,7 +850,7 @@ func TestOtherNode(t *testing.T) {
 	w, ctx := newWorld(t), t.Context()
 	manager, worker := a.issue(string(testNode), "manager", time.Hour), a.issue(string(workerID), "worker", time.Hour)
 	host := &fakeHost{name: "w1"}
-	far, err := New(Config{Images: host, Tasks: w, Network: host, Leaver: host, Caller: identify, Node: workerID, Name: "w1",
+	far, err := New(Config{Images: host, Tasks: w, Network: host, Leaver: host, Doctor: doctored, Caller: identify, Node: workerID, Name: "w1",
 		Managers: func() []api.Peer { return []api.Peer{{ID: testNode, Name: "host-1", Address: "10.0.0.1:4477"}} },
 		Members:  func() []api.Peer { return []api.Peer{{ID: testNode}, {ID: workerID}} }})
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"wherry.dev/api"
 	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
@@ -71,7 +73,7 @@ type Network interface {
 }
 
 // Config is what a server needs. Logger, Now and Registry may be nil. A worker
-// has Images, Tasks, Network, Leaver, Caller, Managers and Members; a manager
+// has Images, Tasks, Network, Leaver, Doctor, Caller, Managers and Members; a manager
 // has all but the last two.
 type Config struct {
 	// Store is nil on a worker.
@@ -86,6 +88,8 @@ type Config struct {
 	Enroller Enroller
 	Peers    Peers
 	Leaver   Leaver
+	// Doctor looks at this node.
+	Doctor func(context.Context) []api.Check
 	// Registry answers /v2/.
 	Registry http.Handler
 	// Caller says who calls, for Remote.
@@ -105,7 +109,7 @@ type Config struct {
 
 // check names what is missing.
 func (c *Config) check() error {
-	have := map[string]bool{"Images": c.Images != nil, "Tasks": c.Tasks != nil, "Network": c.Network != nil, "Leaver": c.Leaver != nil, "Caller": c.Caller != nil, "Node": c.Node != ""}
+	have := map[string]bool{"Images": c.Images != nil, "Tasks": c.Tasks != nil, "Network": c.Network != nil, "Leaver": c.Leaver != nil, "Doctor": c.Doctor != nil, "Caller": c.Caller != nil, "Node": c.Node != ""}
 	if c.Store == nil {
 		have["Managers"], have["Members"] = c.Managers != nil, c.Members != nil
 	} else {
@@ -130,6 +134,7 @@ type Server struct {
 	watches   watches
 	freshness freshness
 	outline   outline
+	doctor    singleflight.Group
 }
 
 // handler answers one request; an error that it returns becomes the answer, so
@@ -156,6 +161,7 @@ func New(c Config) (*Server, error) {
 		"image.pull":        s.onNode("/pull", s.imagePull),
 		"image.delete":      s.onNode("", s.imageDelete),
 		"node.leave":        s.nodeLeave,
+		"node.doctor":       s.nodeDoctor,
 		"node.task.logs":    s.nodeTaskLogs,
 		"node.task.exec":    s.nodeTaskExec,
 		"node.image.list":   s.imageList,

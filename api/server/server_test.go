@@ -77,7 +77,7 @@ func quietWorld(t *testing.T, change ...func(*Config)) *world {
 }
 
 func (w *world) config() Config {
-	return Config{Store: w.store, Proposer: w, Resolver: w, Nodes: w, Images: &w.host, Tasks: w, Network: &w.host, Leaver: &w.host,
+	return Config{Store: w.store, Proposer: w, Resolver: w, Nodes: w, Images: &w.host, Tasks: w, Network: &w.host, Leaver: &w.host, Doctor: doctored,
 		Registry: &w.host, Sessions: &w.cluster, Enroller: &w.cluster, Peers: &w.cluster, Caller: identify,
 		ContentKey: []byte("key"), Node: testNode, Name: "host-1", Version: "test"}
 }

@@ -107,9 +107,10 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	ctx, endWork := context.WithCancel(ctx)
 	defer endWork()
 	gone := &leaver{member: member, managers: managers, host: host, network: network, end: endWork, log: log}
+	look := doctor{c: c, member: member, told: told, network: network, child: child, runtime: runtime, own: own}
 	srvConfig := server.Config{Resolver: resolver{runtime}, Nodes: nodes{member, own},
 		Images: images{runtime}, Tasks: tasks{host, runtime, c.dataDir}, Network: network, ContentKey: member.ContentKey(),
-		Leaver: gone, Registry: runtime.Registry(), Caller: callerOf(member), Managers: told.managers, Members: told.nodes,
+		Leaver: gone, Doctor: look.Checks, Registry: runtime.Registry(), Caller: callerOf(member), Managers: told.managers, Members: told.nodes,
 		Node: member.Node(), Name: c.name, Version: version, Logger: log.With("part", "api")}
 	if manager {
 		srvConfig.Store, srvConfig.Proposer, srvConfig.Sessions, srvConfig.Enroller, srvConfig.Peers = member.Store(), member, member, enroller{member}, member

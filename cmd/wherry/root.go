@@ -60,7 +60,7 @@ func (a *app) root() *cobra.Command {
 		a.applyCmd(), a.planCmd(), a.validateCmd(), a.rmCmd(),
 		a.lsCmd(), a.psCmd(), a.logsCmd(), a.execCmd(),
 		a.serviceCmd(), a.imageCmd(), a.volumeCmd(), a.networkCmd(), a.nodeCmd(),
-		a.tokenCmd(), a.clusterCmd(), a.versionCmd(),
+		a.tokenCmd(), a.clusterCmd(), a.doctorCmd(), a.versionCmd(),
 	)
 	a.addDaemon(root)
 	return root
