@@ -186,7 +186,11 @@ func (s *pass) trouble(pl *place) trouble {
 		return trouble{failing, name + ": " + whyGaveUp(restarts, t)}
 	}
 	if n, t := s.lost(pl); n > 0 {
-		return trouble{failing, name + ": " + ending(t)}
+		why := name + ": " + ending(t)
+		if next := newest(pl.live); next != nil && unplaced(next) {
+			why += "; the next one cannot be placed: " + next.Status.Reason
+		}
+		return trouble{failing, why}
 	}
 	if len(pl.live) == 0 {
 		if s.settled(pl) {
@@ -236,13 +240,18 @@ func (s *pass) probation(pl *place, name string, t *spec.Task) trouble {
 	return trouble{progressing, name + " runs; it " + must}
 }
 
+// unplaced reports whether a task waits for room, not for its turn.
+func unplaced(t *spec.Task) bool {
+	return t.Status.State == spec.TaskPending && t.Status.Reason != "" && !strings.HasPrefix(t.Status.Reason, "waits ")
+}
+
 // taskTrouble judges a task of the current revision that does not serve.
 func (s *pass) taskTrouble(name string, t *spec.Task) trouble {
 	st := &t.Status
 	switch {
 	case st.State == spec.TaskPending && strings.HasPrefix(st.Reason, "waits "):
 		return trouble{progressing, name + ": " + st.Reason}
-	case st.State == spec.TaskPending && st.Reason != "":
+	case unplaced(t):
 		return trouble{impaired, name + " cannot be placed: " + st.Reason}
 	case st.State != spec.TaskPending && !s.nodeUp(t.Node):
 		return trouble{impaired, name + ": node " + s.nodeName(t.Node) + " is down" + suffix(s.addressRoom(nil))}

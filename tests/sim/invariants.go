@@ -565,7 +565,7 @@ func (w *World) checkViews() {
 				strings.Contains(s.Message, "waits for service") || strings.Contains(s.Message, "no other node"))
 			// What is never started again may have failed before all was well.
 			svc := snap.Service(row.Name, s.Name)
-			once := mayEnd(svc)
+			once := mayEnd(svc) || strings.Contains(s.Message, "the next one cannot be placed")
 			if none := svc.Spec.Mode == spec.Replicated && svc.Replicas == 0; none || s.State == reconciler.StateStopped {
 				if !none || s.State != reconciler.StateStopped {
 					w.failf("service %s is %s at rest with %d replicas: %s", svc.Key(), s.State, svc.Replicas, s.Message)
