@@ -225,6 +225,7 @@ func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 			a.log.Error("wanted task cannot be understood, ignored", "task", t.ID, "revision", t.Revision)
 			continue
 		}
+		tmpl = tmpl.Filled(a.placeholders(t))
 		wanted[t.ID] = true
 		wk := a.worker(t.ID)
 		if wk == nil {

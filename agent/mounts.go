@@ -36,6 +36,9 @@ func LogDir(dataDir string, t spec.TaskID) string { return filepath.Join(dataDir
 // It may be repeated at any time. Errors of class spec.ErrInvalid cannot be
 // mended by repeating.
 func (a *Agent) prepare(ctx context.Context, t *spec.Task, tmpl *spec.Template, vols []spec.Volume, image *ImageConfig) (*prepared, error) {
+	if err := checkFilled(tmpl); err != nil {
+		return nil, err
+	}
 	dir := a.taskDir(t.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of task: %w", err)

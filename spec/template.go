@@ -34,6 +34,10 @@ type Template struct {
 	StdinOpen   bool              `json:"stdin_open,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
+	// Placeholders: Hostname, the values of Env and Labels, and sources of binds
+	// and subpaths of mounts may hold placeholders such as {{.Task.Slot}}, which
+	// the node replaces for each task.
+	Placeholders bool `json:"placeholders,omitempty"`
 
 	Mounts []Mount `json:"mounts,omitempty"`
 

@@ -43,6 +43,7 @@ var capabilities = strings.Fields(`AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SU
 var propagations = []string{"", "private", "rprivate", "shared", "rshared", "slave", "rslave"}
 
 func (c *checker) template(at string, t *Template) {
+	t = c.placeholders(at, t)
 	if strings.TrimSpace(t.Image) == "" {
 		c.add(at+".image", "a service needs an image")
 	}

@@ -133,11 +133,13 @@ var elsewhere = map[string]string{
 	"Health":     "the agent's checks",
 	"PostStart":  "the agent's hooks",
 	"PreStop":    "the agent's hooks",
-	"Restart":    "the agent's policy",
-	"StopSignal": "the agent's stop",
-	"StopGrace":  "the agent's stop",
-	"Exclusive":  "the agent's lease",
-	"Log":        "the agent's sinks",
+
+	"Placeholders": "filled in by the agent",
+	"Restart":      "the agent's policy",
+	"StopSignal":   "the agent's stop",
+	"StopGrace":    "the agent's stop",
+	"Exclusive":    "the agent's lease",
+	"Log":          "the agent's sinks",
 
 	"Resources.ReserveCPUs":   "placement",
 	"Resources.ReserveMemory": "placement",

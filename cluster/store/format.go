@@ -7,7 +7,9 @@ import "wherry.dev/spec"
 func newInTemplate(s *spec.ServiceSpec) bool {
 	t := &s.Template
 	r := &t.Resources
-	return t.Joins() != "" || t.PostStart != nil || t.PreStop != nil ||
+	return t.Joins() != "" ||
+		t.Placeholders ||
+		t.PostStart != nil || t.PreStop != nil ||
 		t.UTSMode != "" || t.CgroupMode != "" || t.Umask != nil || t.DeviceRules != nil ||
 		r.KeepOnOOM || r.Swappiness != nil || r.RealtimeRuntime != 0 || r.RealtimePeriod != 0 || r.BlockIO != nil
 }

@@ -66,7 +66,7 @@ func (l *loading) convert(p *types.Project) {
 // which is among the findings before.
 func (l *loading) refuseLine(line string, before []Finding) {
 	where, message, _ := strings.Cut(line, ": ")
-	if p, ok := l.origins[where]; ok {
+	if p, ok := l.origin(where); ok {
 		if !refusedWithin(before, p.String()) {
 			l.refuse(p, "", "%s", message)
 		}
@@ -91,6 +91,20 @@ func (l *loading) refuseLine(line string, before []Finding) {
 		return
 	}
 	l.refuse(p, "", "%s", message)
+}
+
+// origin returns the path of what is at a path of the model, or around it.
+func (l *loading) origin(where string) (path, bool) {
+	for {
+		if p, ok := l.origins[where]; ok {
+			return p, true
+		}
+		i := strings.LastIndexByte(where, '.')
+		if i < 0 {
+			return nil, false
+		}
+		where = where[:i]
+	}
 }
 
 // refusedWithin reports whether a refusal is at a path or below.
@@ -303,6 +317,10 @@ func (c *conversion) volumes() {
 		out := spec.VolumeSpec{External: bool(v.External), DriverOpts: nonEmpty(v.DriverOpts), Labels: nonEmpty(v.Labels)}
 		if v.Name != spec.ScopedName(c.p.Name, name) {
 			out.Name = v.Name
+		}
+		if spec.HasPlaceholder(v.Name) {
+			c.refuse(at.key("name"), "mount a volume without a source: each slot has one of its own", "the name of a volume has no placeholders")
+			out.Name = ""
 		}
 		if v.Driver == "" || v.Driver == "local" || v.Driver == "default" {
 			c.driverOpts(at.key("driver_opts"), &out)

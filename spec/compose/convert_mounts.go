@@ -36,7 +36,7 @@ type relativeBind struct {
 func (c *conversion) surveyBinds(services []string) {
 	for _, name := range services {
 		for _, v := range c.p.Services[name].Volumes {
-			if v.Type != types.VolumeTypeBind || !isRelative(v.Source) {
+			if v.Type != types.VolumeTypeBind || !isRelative(v.Source) || spec.HasPlaceholder(v.Source) {
 				continue
 			}
 			abs := c.resolve(v.Source)
@@ -73,26 +73,37 @@ func bindVolumeName(source string) string {
 }
 
 func (c *conversion) mounts(at path, s types.ServiceConfig) []spec.Mount {
-	var out []spec.Mount
+	type placed struct {
+		spec.Mount
+		at path
+	}
+	var all []placed
 	for i, v := range s.Volumes {
-		if m, ok := c.mount(c.volumePath(at, i, v), v); ok {
-			out = append(out, m)
+		where := c.volumePath(at, i, v)
+		if m, ok := c.mount(where, v); ok {
+			all = append(all, placed{m, where})
 		}
 	}
-	for _, t := range s.Tmpfs {
+	for i, t := range s.Tmpfs {
 		target, opts, _ := strings.Cut(t, ":")
 		m := spec.Mount{Type: spec.MountTmpfs, Target: filepath.Clean(target)}
 		if opts != "" {
 			m.Options = strings.Split(opts, ",")
 		}
-		out = append(out, m)
+		all = append(all, placed{m, at.key("tmpfs").index(i)})
 	}
 	for i, conf := range s.Configs {
-		if m, ok := c.config(at.key("configs").index(i), conf); ok {
-			out = append(out, m)
+		where := at.key("configs").index(i)
+		if m, ok := c.config(where, conf); ok {
+			all = append(all, placed{m, where})
 		}
 	}
-	slices.SortStableFunc(out, func(a, b spec.Mount) int { return cmp.Compare(a.Target, b.Target) })
+	slices.SortStableFunc(all, func(a, b placed) int { return cmp.Compare(a.Target, b.Target) })
+	var out []spec.Mount
+	for i, m := range all {
+		c.origins[at.key("template").key("mounts").index(i).String()] = m.at
+		out = append(out, m.Mount)
+	}
 	return out
 }
 
@@ -185,6 +196,10 @@ func (c *conversion) bindMount(at path, v types.ServiceVolumeConfig, m spec.Moun
 			c.note(at, "%s is the socket of a Docker engine on the node, if it has one; it shows Docker's containers, not those of Wherry, and gives root on the node", m.Source)
 		}
 		return m, true
+	}
+	if spec.HasPlaceholder(v.Source) {
+		c.refuse(at, "write an absolute path of the nodes", "a path of the client has no placeholders")
+		return m, false
 	}
 	return c.relative(at, m)
 }

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"math/big"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,9 +24,6 @@ const (
 	defaultStartInterval = 5 * time.Second
 	defaultRetries       = 3
 )
-
-// swarmPlaceholder is a template that only Swarm fills in.
-var swarmPlaceholder = regexp.MustCompile(`\{\{\s*\.(Node|Service|Task)\.`)
 
 func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 	t := spec.Template{
@@ -77,11 +73,9 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 	if s.StopGracePeriod != nil {
 		t.StopGrace = spec.Duration(*s.StopGracePeriod)
 	}
-	if swarmPlaceholder.MatchString(s.Hostname) {
-		c.refuse(at.key("hostname"), "leave it out; a task is called STACK.SERVICE.SLOT", "placeholders of Swarm: %s", notBuilt)
-	}
 	c.attach(at, s, &t)
 	t.Mounts = c.mounts(at, s)
+	t.Placeholders = t.HoldsPlaceholders()
 	return t
 }
 
@@ -163,15 +157,11 @@ func (c *conversion) environment(at path, s types.ServiceConfig) map[string]stri
 	out := map[string]string{}
 	env := resolved.Services[s.Name].Environment
 	for _, k := range slices.Sorted(maps.Keys(env)) {
-		v := env[k]
-		switch {
-		case v == nil:
+		if v := env[k]; v != nil {
+			out[k] = *v
+		} else {
 			c.note(at.key("environment"), "the variable %s has no value and is left out", k)
-			continue
-		case swarmPlaceholder.MatchString(*v):
-			c.note(at.key("environment").key(k), "placeholders of Swarm are not filled in")
 		}
-		out[k] = *v
 	}
 	return nonEmpty(out)
 }

@@ -78,6 +78,22 @@ A relative path (also one with ` + "`~`" + `) in ` + "`volumes`" + ` names somet
 A finding says which. The name of such a volume is made of the path. An absolute path stays a path of the node; a missing one is made there, unless
 ` + "`create_host_path: false`" + ` says otherwise.
 
+## Placeholders
+
+In ` + "`hostname`, in the values of `environment` and `labels`, in absolute sources of binds and in `volume.subpath`" + `, these stand for what only the node of a task
+knows, and are replaced there:
+
+| placeholder | stands for |
+|---|---|
+| ` + "`{{.Node.Hostname}}`, `{{.Node.ID}}`" + ` | the name and the ID of the node |
+| ` + "`{{.Node.Platform.OS}}`, `{{.Node.Platform.Architecture}}`" + ` | such as ` + "`linux` and `amd64`" + ` |
+| ` + "`{{.Service.Name}}`" + ` | STACK_SERVICE, which is also a name on the service's networks |
+| ` + "`{{.Task.ID}}`, `{{.Task.Name}}`" + ` | the ID of the task, and STACK.SERVICE.SLOT |
+| ` + "`{{.Task.Slot}}`" + ` | the number of the slot, from 1; for a global service the ID of the node |
+
+Any other expression with ` + "`.Node.`, `.Service.` or `.Task.`" + ` in double braces is refused; other double braces are text. What is done per task by the name of a volume in
+Swarm is done by a volume without a source: each slot has one of its own.
+
 ## Defaults worth knowing
 
 - A service without ` + "`restart` and `deploy.restart_policy`" + ` is always restarted: a cluster keeps services running. (In Compose it is not.)

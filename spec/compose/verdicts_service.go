@@ -17,7 +17,7 @@ var serviceRows = []row{
 	{path: "services.*.user"},
 	{path: "services.*.group_add"},
 	{path: "services.*.working_dir"},
-	{path: "services.*.hostname", note: "without placeholders"},
+	{path: "services.*.hostname", note: "may hold placeholders: see above"},
 	{path: "services.*.domainname", note: "in /etc/hosts and as kernel.domainname"},
 	{path: "services.*.tty"},
 	{path: "services.*.stdin_open"},
