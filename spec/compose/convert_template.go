@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/compose-spec/compose-go/v2/dotenv"
 	"github.com/compose-spec/compose-go/v2/types"
 
 	"wherry.dev/spec"
@@ -179,8 +180,9 @@ func (c *conversion) envFiles(at path, s types.ServiceConfig) []types.EnvFile {
 			c.note(where, "the env file %s does not exist", c.display(f.Path))
 			continue
 		}
-		if f.Format != "" {
-			continue // refused by the table
+		if f.Format != "" && f.Format != rawFormat && f.Format != dotenv.DotEnv {
+			c.refuse(where, suggestion(f.Format, rawFormat), "the format %q does not exist, want raw, or none for that of .env files", f.Format)
+			continue
 		}
 		if c.checkInputFile(where, f.Path) {
 			out = append(out, f)

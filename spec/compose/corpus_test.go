@@ -11,6 +11,10 @@ import (
 // have no refusal.
 const wantedShare = 0.75
 
+// rawEnvFile needs the format raw of env files, which the docker command adds
+// to compose-go, as we do.
+const rawEnvFile = "/TestRawEnvFile/compose.yaml"
+
 // TestCorpus loads the files of a corpus of public stack files: those in
 // testdata/corpus, and those of ../shared/corpus beside the repository where
 // that folder is present. INDEX.tsv tells what compose-go itself says of each
@@ -53,7 +57,7 @@ func checkCorpus(t *testing.T, dir string, least int) {
 			checkContents(t, r)
 		case ok:
 			loadable++
-		case refusal == nil:
+		case refusal == nil && !strings.HasSuffix(fields[0], rawEnvFile):
 			t.Errorf("%s is accepted, compose-go refuses it: %s", fields[0], fields[len(fields)-1])
 		}
 	}

@@ -13,7 +13,7 @@ var serviceRows = []row{
 	{path: "services.*.env_file", note: "read by the client"},
 	{path: "services.*.env_file.[].path"},
 	{path: "services.*.env_file.[].required"},
-	{path: "services.*.env_file.[].format", verdict: Refused, note: "other formats of env files: " + notBuilt, hint: leaveOut},
+	{path: "services.*.env_file.[].format", note: "raw: values as they are, without quotes, escapes and variables; by default as in .env files"},
 	{path: "services.*.user"},
 	{path: "services.*.group_add"},
 	{path: "services.*.working_dir"},

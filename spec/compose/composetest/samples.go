@@ -68,7 +68,7 @@ func (p Pair) withConfig() Pair {
 
 // Auxiliary are files beside the stack file, for keys that name one.
 var Auxiliary = map[string]string{
-	"a.env": "A=1\n", "b.env": "A=2\n", "a.label": "l=1\n", "b.label": "l=2\n",
+	"a.env": "A=1\n", "b.env": "A=2\n", "quoted.env": "A='b'\n", "a.label": "l=1\n", "b.label": "l=2\n",
 	"a.yml": "services:\n  inc:\n    image: a:${A:-0}\n    env_file: [file.env]\n", "b.yml": "services:\n  inc:\n    image: b\n",
 	"file.env": "F=top\n", "sub/file.env": "F=sub\n", "base.yml": "services:\n  x:\n    image: fromx\n  y:\n    image: fromy\n",
 	"base2.yml": "services:\n  x:\n    image: fromx2\n", "a.conf": "a\n", "b.conf": "b\n",
@@ -120,6 +120,7 @@ var Samples = map[string]Pair{
 	"services.*.env_file.[].path":             service("env_file: [{path: a.env}]", "env_file: [{path: b.env}]"),
 	// a required file that is missing is refused
 	"services.*.env_file.[].required":   service("env_file: [{path: none.env, required: false}]", "env_file: [{path: none.env, required: true}]"),
+	"services.*.env_file.[].format":     service("env_file: [{path: quoted.env}]", "env_file: [{path: quoted.env, format: raw}]"),
 	"services.*.user":                   service("user: a", "user: '1'"),
 	"services.*.group_add":              service("group_add: [a]", "group_add: [1]"),
 	"services.*.working_dir":            service("working_dir: /a", "working_dir: /b"),
