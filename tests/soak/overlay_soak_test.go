@@ -29,6 +29,9 @@ func TestOverlay(t *testing.T) {
 				t.Fatalf("the test did not say how it went:\n%s", out)
 			}
 			for _, m := range lines {
+				if strings.HasPrefix(m[1], "control run") && f.name != "faults" {
+					continue // a short one before each of many faults
+				}
 				record(t, m[1], strings.Join(f.env, " "), m[2])
 			}
 		})
