@@ -143,7 +143,7 @@ func leaderChange(t *testing.T, h *lab.Host, i int) {
 		h.Launch()
 	default:
 		h.Freeze()
-		pause(t.Context(), 3*time.Second) // longer than anybody waits for a leader
+		pause(t.Context(), 2*time.Second) // longer than anybody waits for a leader, shorter than for a node
 		h.Thaw()
 	}
 	h.WaitReady()
