@@ -28,10 +28,12 @@ func servicesView() *view {
 			name("db", "10.0.1.9", "fd00::9"), name("a.b.c", "10.0.1.9"), name("tasks.db", "10.0.1.9", "fd00::9"), reverseName("shop.db.1", "10.0.1.9", "fd00::9"),
 			reverseName("api", "10.0.1.101", "10.0.1.102"), reverseName("a_api", "10.0.1.101"), reverseName("b_api", "10.0.1.102"),
 			name("empty.example.com", "10.0.1.2"),
+			reverseName("dual", "10.0.1.110", "fd00::110"), name("tasks.dual", "10.0.1.12", "fd00::12"), reverseName("shop.dual.1", "10.0.1.12", "fd00::12"),
 		}, Ports: []spec.NamedPort{
 			{Name: "http", Protocol: "tcp", Port: 80, Addresses: []string{"10.0.1.2", "10.0.1.3", "10.0.1.4", "10.0.1.100", "10.0.1.101"}},
 			{Name: "http", Protocol: "tcp", Port: 8080, Addresses: []string{"10.0.1.102", "bogus"}},
 			{Name: "quic", Protocol: "udp", Port: 443, Addresses: []string{"10.0.1.100"}},
+			{Name: "http", Protocol: "tcp", Port: 88, Addresses: []string{"10.0.1.110", "fd00::110", "10.0.1.12", "fd00::12"}},
 			{Name: "sql", Protocol: "tcp", Port: 5432, Addresses: []string{"10.0.1.9", "fd00::9"}},
 			{Name: "sql", Protocol: "tcp", Port: 5433, Addresses: []string{"10.0.1.9"}},
 		}},
@@ -76,6 +78,8 @@ func TestServices(t *testing.T) {
 		{"_http._tcp.tasks.web. SRV", "NOERROR shop.web.1:80 shop.web.2:80 | shop.web.1 10.0.1.2 shop.web.2 10.0.1.3"},
 		{"_http._tcp.shop.web.3. SRV", "NOERROR shop.web.3:80 | shop.web.3 10.0.1.4"},
 		{"_sql._tcp.db. SRV", "NOERROR shop.db.1:5432 shop.db.1:5433 | shop.db.1 10.0.1.9 shop.db.1 fd00::9"},
+		{"_http._tcp.dual. SRV", "NOERROR dual:88 | dual 10.0.1.110 dual fd00::110"},
+		{"_http._tcp.tasks.dual. SRV", "NOERROR shop.dual.1:88 | shop.dual.1 10.0.1.12 shop.dual.1 fd00::12"},
 		{"_http._tcp.api. SRV", "NOERROR a_api:80 b_api:8080 | a_api 10.0.1.101 b_api 10.0.1.102"},
 		{"_http._tcp.old. SRV", "NOERROR shop.old.1:81 | shop.old.1 10.0.2.1"},
 		{"_http._tcp.web. ANY", "NOERROR web:80 | web 10.0.1.100"},
@@ -134,7 +138,7 @@ func describeServices(r *dns.Msg) string {
 func TestReverse(t *testing.T) {
 	v := servicesView()
 	got := map[string]string{}
-	for _, ip := range []string{"10.0.1.100", "10.0.1.101", "10.0.1.2", "10.0.1.9", "fd00::9"} {
+	for _, ip := range []string{"10.0.1.100", "10.0.1.101", "10.0.1.2", "10.0.1.9", "fd00::9", "fd00::110", "fd00::12"} {
 		arpa, err := dns.ReverseAddr(ip)
 		if err != nil {
 			t.Fatal(err)
@@ -144,6 +148,7 @@ func TestReverse(t *testing.T) {
 	want := map[string]string{
 		"10.0.1.100": "NOERROR web.", "10.0.1.101": "NOERROR a_api.", "10.0.1.2": "NOERROR shop.web.1.",
 		"10.0.1.9": "NOERROR shop.db.1.", "fd00::9": "NOERROR shop.db.1.",
+		"fd00::110": "NOERROR dual.", "fd00::12": "NOERROR shop.dual.1.",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -25,6 +25,7 @@ func testView() *view {
 			name("shadow", "10.0.1.7"),
 			name("api.example.com"),
 			name("Cache", "10.0.1.8", "bogus"),
+			name("six", "fd00::6"), name("six.example.com", "fd00::6/64"), name("four.example.com", "10.0.1.4"),
 		}},
 		{Network: "1-2", Names: []spec.Name{
 			name("shadow", "10.0.2.7"), name("other", "10.0.2.1"), name("api.example.com", "10.0.2.2"),
@@ -48,6 +49,10 @@ func TestAnswer(t *testing.T) {
 		{"web. ANY", "NOERROR 10.0.1.2 10.0.1.3 fd00::2"},
 		{"db. A", "NOERROR 10.0.1.9"},
 		{"db. AAAA", "NOERROR"}, // NXDOMAIN would make musl give up on the name
+		{"six. AAAA", "NOERROR fd00::6"},
+		{"six. A", "NOERROR"},
+		{"six.example.com. A", "NOERROR"}, // never asked outside
+		{"four.example.com. AAAA", "NOERROR"},
 		{"db. MX", "NOERROR"},
 		{"db. TXT", "NOERROR"},
 		{"cache. A", "NOERROR 10.0.1.8"},
