@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"io"
+	"net/netip"
 	"time"
 
 	"wherry.dev/spec"
@@ -162,6 +163,9 @@ type Network interface {
 	Attach(ctx context.Context, s spec.Sandbox) (netns string, err error)
 	// Detach removes it. What is slow happens in the background.
 	Detach(ctx context.Context, t spec.TaskID) error
+	// Gateways are the addresses of the host on a network, one of each family
+	// that the network has, IPv4 first. Class spec.ErrUnavailable as for Attach.
+	Gateways(n spec.NetworkID) ([]netip.Addr, error)
 }
 
 // Senders are the hosts that may send traffic to tasks of this node, itself

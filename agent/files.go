@@ -50,10 +50,27 @@ func hostname(t *spec.Task, tmpl *spec.Template, host hostInfo) string {
 	return service + "-" + id
 }
 
-// compileEtc returns the texts of a task's files.
-func compileEtc(t *spec.Task, tmpl *spec.Template, host hostInfo) (etcFiles, error) {
+// hostGateway is what a further host may have as its address: the host's as the
+// task sees it.
+const hostGateway = "host-gateway"
+
+// gateways returns the addresses of the host as a task sees it, if the template
+// asks for them: those on its first network, or the loopback on the host's.
+func (a *Agent) gateways(t *spec.Task, tmpl *spec.Template) ([]netip.Addr, error) {
+	switch {
+	case !slices.ContainsFunc(tmpl.ExtraHosts, func(e string) bool { return strings.HasSuffix(e, "="+hostGateway) }):
+		return nil, nil
+	case len(t.Addresses) == 0:
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
+	}
+	return a.c.Network.Gateways(t.Addresses[0].Network)
+}
+
+// compileEtc returns the texts of a task's files. gateways are the addresses of
+// the host.
+func compileEtc(t *spec.Task, tmpl *spec.Template, host hostInfo, gateways []netip.Addr) (etcFiles, error) {
 	name := hostname(t, tmpl, host)
-	hosts, err := hostsFile(t, tmpl, name, host)
+	hosts, err := hostsFile(t, tmpl, name, host, gateways)
 	return etcFiles{hostname: name + "\n", hosts: hosts, resolv: resolvFile(tmpl, host)}, err
 }
 
@@ -65,7 +82,7 @@ ff02::1	ip6-allnodes
 ff02::2	ip6-allrouters
 `
 
-func hostsFile(t *spec.Task, tmpl *spec.Template, name string, host hostInfo) (string, error) {
+func hostsFile(t *spec.Task, tmpl *spec.Template, name string, host hostInfo, gateways []netip.Addr) (string, error) {
 	var b strings.Builder
 	if tmpl.NetworkMode == "host" && host.hosts != "" {
 		b.WriteString(strings.TrimSuffix(host.hosts, "\n") + "\n")
@@ -77,12 +94,11 @@ func hostsFile(t *spec.Task, tmpl *spec.Template, name string, host hostInfo) (s
 		if !ok {
 			return "", spec.Invalidf("extra host %q is not NAME=ADDRESS", e)
 		}
-		if addr == "host-gateway" {
-			gw, err := hostGateway(t)
-			if err != nil {
-				return "", err
+		if addr == hostGateway {
+			for _, g := range gateways {
+				fmt.Fprintf(&b, "%s\t%s\n", g, host)
 			}
-			addr = gw
+			continue
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(addr, "[]"), host)
 	}
@@ -91,26 +107,18 @@ func hostsFile(t *spec.Task, tmpl *spec.Template, name string, host hostInfo) (s
 		names = name + "." + tmpl.Domainname + " " + name
 	}
 	for _, a := range t.Addresses {
-		p, err := netip.ParsePrefix(a.IP)
-		if err != nil {
-			return "", spec.Invalidf("address %q of network %s has no prefix length", a.IP, a.Network)
+		for _, ip := range []string{a.IP, a.IP6} {
+			if ip == "" {
+				continue
+			}
+			p, err := netip.ParsePrefix(ip)
+			if err != nil {
+				return "", spec.Invalidf("address %q of network %s has no prefix length", ip, a.Network)
+			}
+			fmt.Fprintf(&b, "%s\t%s\n", p.Addr(), names)
 		}
-		fmt.Fprintf(&b, "%s\t%s\n", p.Addr(), names)
 	}
 	return b.String(), nil
-}
-
-// hostGateway is the address of the host as a task sees it: the first of its
-// first network, or the loopback on the host's network.
-func hostGateway(t *spec.Task) (string, error) {
-	if len(t.Addresses) == 0 {
-		return "127.0.0.1", nil
-	}
-	p, err := netip.ParsePrefix(t.Addresses[0].IP)
-	if err != nil {
-		return "", spec.Invalidf("address %q has no prefix length", t.Addresses[0].IP)
-	}
-	return p.Masked().Addr().Next().String(), nil
 }
 
 func resolvFile(tmpl *spec.Template, host hostInfo) string {

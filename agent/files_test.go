@@ -2,6 +2,7 @@ package agent
 
 import (
 	"flag"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -14,6 +15,16 @@ import (
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
+// dualNetwork is one where the host has an address of each family.
+type dualNetwork struct{ Network }
+
+func (dualNetwork) Gateways(n spec.NetworkID) ([]netip.Addr, error) {
+	if n != "1-1" {
+		return nil, spec.Unavailablef("network %s is not on this node yet", n)
+	}
+	return []netip.Addr{netip.MustParseAddr("10.0.1.254"), netip.MustParseAddr("fd00:1::1")}, nil
+}
+
 func TestEtcFiles(t *testing.T) {
 	host := hostInfo{
 		hostname: "alpha",
@@ -22,7 +33,8 @@ func TestEtcFiles(t *testing.T) {
 	}
 	base := spec.Task{ID: "1-42", Stack: "shop", Service: "web", Slot: 1}
 	two := base
-	two.Addresses = []spec.Address{{Network: "1-1", IP: "10.0.1.7/24"}, {Network: "1-2", IP: "fd00:1::7/64"}}
+	two.Addresses = []spec.Address{{Network: "1-1", IP: "10.0.1.7/24", IP6: "fd00:1::7/64"}, {Network: "1-2", IP: "10.0.2.7/24"}}
+	a := &Agent{c: Config{Network: dualNetwork{}}}
 	cases := []struct {
 		name string
 		task spec.Task
@@ -38,7 +50,11 @@ func TestEtcFiles(t *testing.T) {
 	}
 	out := &txtar.Archive{}
 	for _, c := range cases {
-		f, err := compileEtc(&c.task, &c.tmpl, host)
+		gateways, err := a.gateways(&c.task, &c.tmpl)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		f, err := compileEtc(&c.task, &c.tmpl, host, gateways)
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
@@ -57,7 +73,17 @@ func TestEtcFiles(t *testing.T) {
 	if diff := cmp.Diff(string(want), string(txtar.Format(out))); diff != "" {
 		t.Errorf("files differ (-want +got):\n%s", diff)
 	}
-	if _, err := compileEtc(&base, &spec.Template{ExtraHosts: []string{"broken"}}, host); spec.ErrorClass(err) != "invalid" {
+	lost := base
+	lost.Addresses = two.Addresses[1:]
+	if _, err := a.gateways(&lost, &spec.Template{ExtraHosts: []string{"host=host-gateway"}}); spec.ErrorClass(err) != "unavailable" {
+		t.Errorf("the host of a network that is not here yet: %v", err)
+	}
+	bad := base
+	bad.Addresses = []spec.Address{{Network: "1-1", IP: "10.0.1.7/24", IP6: "fd00:1::7"}}
+	if _, err := compileEtc(&bad, &spec.Template{}, host, nil); spec.ErrorClass(err) != "invalid" {
+		t.Errorf("an address without prefix length: %v", err)
+	}
+	if _, err := compileEtc(&base, &spec.Template{ExtraHosts: []string{"broken"}}, host, nil); spec.ErrorClass(err) != "invalid" {
 		t.Errorf("broken extra host: %v", err)
 	}
 }
@@ -67,7 +93,7 @@ func TestEtcFiles(t *testing.T) {
 func TestNameFieldsTakeEffect(t *testing.T) {
 	task := spec.Task{ID: "1-42", Stack: "shop", Service: "web", Slot: 1, Addresses: []spec.Address{{Network: "1-1", IP: "10.0.1.7/24"}}}
 	compile := func(tmpl spec.Template) any {
-		f, err := compileEtc(&task, &tmpl, hostInfo{hostname: "alpha", resolv: "search lan\n"})
+		f, err := compileEtc(&task, &tmpl, hostInfo{hostname: "alpha", resolv: "search lan\n"}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -47,7 +47,11 @@ func (a *Agent) prepare(ctx context.Context, t *spec.Task, tmpl *spec.Template, 
 	if err != nil {
 		return nil, err
 	}
-	etc, err := compileEtc(t, tmpl, host)
+	gateways, err := a.gateways(t, tmpl)
+	if err != nil {
+		return nil, err
+	}
+	etc, err := compileEtc(t, tmpl, host, gateways)
 	if err != nil {
 		return nil, err
 	}

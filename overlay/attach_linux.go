@@ -285,6 +285,28 @@ func (h *Host) portsFree(s spec.Sandbox, in Input) error {
 	return nil
 }
 
+// Gateways returns the addresses of this host on a network, that of IPv4 and, if
+// the network has IPv6 here, that. Class spec.ErrUnavailable: the network's
+// document is not here yet.
+func (h *Host) Gateways(id spec.NetworkID) ([]netip.Addr, error) {
+	h.mu.Lock()
+	err := h.openLocked() // which reads the documents of an earlier process
+	d, ok := h.nets[id]
+	h.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("find the gateway of network %s: %w", id, err)
+	}
+	n, usable := h.input([]spec.HostNetwork{d}).networks()[id]
+	if !ok || !usable {
+		return nil, spec.Unavailablef("network %s is not on this node yet", id)
+	}
+	out := []netip.Addr{n.gateway}
+	if n.six() {
+		out = append(out, n.gateway6)
+	}
+	return out, nil
+}
+
 // Detach removes the sandbox of a task. It returns as soon as the removal is
 // certain; the work is done in the background. A task without sandbox is no
 // error.

@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -357,6 +358,22 @@ func TestHostPortConflict(t *testing.T) {
 		b.k.taken = map[Claim]error{c: errors.New("gone")}
 		if _, err := b.Attach(context.Background(), box); err != nil {
 			t.Errorf("attach of a sandbox that exists: %v", err)
+		}
+	})
+}
+
+func TestHostGateways(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bench) {
+		if got, err := b.Gateways("1-1"); spec.ErrorClass(err) != "unavailable" {
+			t.Errorf("without a document: %v, %v", got, err)
+		}
+		nets := documents(1)
+		nets[1].Network.Gateway, nets[1].Network.Subnet6, nets[1].Network.Gateway6 = "10.9.2.254", "fd00:9:2::/64", "fd00:9:2::ff"
+		b.Set(nets)
+		for id, want := range map[spec.NetworkID]string{"1-1": "[10.9.1.1]", "1-2": "[10.9.2.254 fd00:9:2::ff]"} {
+			if got, err := b.Gateways(id); fmt.Sprint(got) != want || err != nil {
+				t.Errorf("network %s: %v, %v; want %s", id, got, err, want)
+			}
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -130,6 +131,11 @@ func (h *Host) Attach(ctx context.Context, s spec.Sandbox) (string, error) {
 		return "", nil
 	}
 	return "/netns/" + string(s.Task), nil
+}
+
+// Gateways implements agent.Network: it is 192.0.2.1 on every network.
+func (h *Host) Gateways(spec.NetworkID) ([]netip.Addr, error) {
+	return []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, nil
 }
 
 // Detach implements agent.Network.
