@@ -86,7 +86,7 @@ type linuxKernel struct {
 	// does not wait behind the dumps of the former.
 	rt, fast *netlink.Handle
 	nft      *nftTables
-	// nft6 is for the table that a host has on an underlay of IPv6.
+	// nft6 is for the second table of the host, of IPv6.
 	nft6 *nftTables
 	// allLinks forwards IPv6 between all links, as an older kernel has it.
 	allLinks bool
@@ -284,10 +284,10 @@ func (k *linuxKernel) observeRouter6(o *observation, links []netlink.Link, addrs
 	listens := func(link string) bool { return read(link, "accept_ra") == "1" && read(link, "forwarding") == "0" }
 	for _, l := range links {
 		a := l.Attrs()
-		_, ours := o.state.Links[LinkID{Name: a.Name}]
+		own, ours := o.state.Links[LinkID{Name: a.Name}]
 		switch {
 		case a.Flags&net.FlagLoopback != 0:
-		case r.Single && ours:
+		case r.Single && own.Kind == kindBridge:
 			read(a.Name, "force_forwarding")
 		case ours:
 		case r.Single && ways[a.Index]:

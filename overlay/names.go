@@ -77,7 +77,7 @@ func tableName(node spec.NodeID) string {
 // hostTable is a node's table in the host's namespace.
 func hostTable(node spec.NodeID) TableID { return TableID{Family: "ip", Name: tableName(node)} }
 
-// hostTable6 is the one beside it on an underlay of IPv6.
+// hostTable6 is the one beside it, of IPv6.
 func hostTable6(node spec.NodeID) TableID { return TableID{Family: familyIPv6, Name: tableName(node)} }
 
 // hostMAC is the address of all bridges of a host: 02:57 and its number. It
