@@ -28,7 +28,7 @@ type (
 	// ContentID names a blob by a hash of its bytes. In a stack on its way from
 	// the client it is the plain SHA-256 ("sha256:…"); in the state it is keyed
 	// with a secret of the cluster ("hmac:…"), so that the name of a blob says
-	// nothing about its bytes.
+	// nothing about its bytes. What is sealed besides is called "sealed:…".
 	ContentID string
 )
 

@@ -18,6 +18,9 @@ type Stack struct {
 	Networks map[string]NetworkSpec `json:"networks,omitempty"`
 	// Volumes by stack-scoped name.
 	Volumes map[string]VolumeSpec `json:"volumes,omitempty"`
+	// Secrets and Configs by stack-scoped name.
+	Secrets map[string]DatumSpec `json:"secrets,omitempty"`
+	Configs map[string]DatumSpec `json:"configs,omitempty"`
 }
 
 // ServiceMode says how the number of a service's tasks is found.
@@ -49,6 +52,9 @@ type ServiceSpec struct {
 	DependsOn []Dependency      `json:"depends_on,omitempty"`
 	// AlwaysPull asks the registry about the image at every apply.
 	AlwaysPull bool `json:"always_pull,omitempty"`
+	// Live are the versions of secrets and configs whose files change in running
+	// tasks (OnChange.Live); filled in when the stack is written.
+	Live map[DatumKey]ContentID `json:"live,omitempty"`
 }
 
 // EndpointMode says what the name of a service resolves to.
@@ -351,7 +357,8 @@ type Volume struct {
 }
 
 // Content is a read-only blob that travels with a stack: a tar archive of the
-// files of one config, bind or volume seed (see ContentTar).
+// files of one secret, config, bind or volume seed (see PackContent), sealed
+// when its ID says so.
 type Content struct {
 	ID ContentID `json:"id"`
 	// Size of the complete blob in bytes, at most MaxContent.

@@ -148,6 +148,9 @@ type TaskStatus struct {
 	// Attempts are the newest ends of attempts, oldest first, at most
 	// KeepAttempts.
 	Attempts []Attempt `json:"attempts,omitempty"`
+	// Files are the versions that the running container has of those secrets and
+	// configs that change in running tasks; nil when there are none.
+	Files map[DatumKey]ContentID `json:"files,omitempty"`
 	// NextStart is when the next attempt is due, while the task backs off.
 	NextStart time.Time `json:"next_start,omitzero"`
 }

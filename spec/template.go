@@ -40,6 +40,9 @@ type Template struct {
 	Placeholders bool `json:"placeholders,omitempty"`
 
 	Mounts []Mount `json:"mounts,omitempty"`
+	// SecretEnv are secrets that the container gets as environment variables,
+	// by ascending name. They win over Env.
+	SecretEnv []SecretVar `json:"secret_env,omitempty"`
 
 	// NetworkMode is empty (attach to Networks), "host", "none" or "service:NAME":
 	// the network of the task of service NAME that is at the same place.
@@ -102,21 +105,30 @@ const (
 	MountBind    MountType = "bind"    // an absolute path of the node
 	MountTmpfs   MountType = "tmpfs"   // memory
 	MountContent MountType = "content" // files that travel with the stack
+	MountSecret  MountType = "secret"  // a secret of the stack, as a file in memory
+	MountConfig  MountType = "config"  // a config of the stack, as a file in memory
 )
 
 // Mount is one mount of a container.
 type Mount struct {
 	Type MountType `json:"type"`
 	// Source: for a volume its stack-scoped name, empty for an anonymous one;
-	// for a bind an absolute path of the node; else empty.
+	// for a secret or config its stack-scoped name; for a bind an absolute path
+	// of the node; else empty.
 	Source   string `json:"source,omitempty"`
 	Target   string `json:"target"`
 	ReadOnly bool   `json:"read_only,omitempty"`
 
-	// Content of a content mount.
+	// Content of a content mount, and the version of a secret or config whose
+	// change replaces tasks; filled in there when the stack is written.
 	Content ContentID `json:"content,omitempty"`
-	// UID, GID and Mode of the files of a content mount; Mode also of a tmpfs
-	// (octal permission bits). nil keeps what the content says.
+	// OnChange says what a new version of a secret or config does.
+	OnChange OnChange `json:"on_change,omitempty"`
+	// Render as in DatumSpec; filled in when the stack is written.
+	Render bool `json:"render,omitempty"`
+	// UID, GID and Mode of the files of a content, secret or config mount; Mode
+	// also of a tmpfs (octal permission bits). nil keeps what the content says,
+	// and is owner 0 and 0444 for a secret or config.
 	UID  *uint32 `json:"uid,omitempty"`
 	GID  *uint32 `json:"gid,omitempty"`
 	Mode *uint32 `json:"mode,omitempty"`

@@ -48,6 +48,7 @@ func ValidateStack(s *Stack) error {
 		c.volume("volumes."+name, name, &v)
 	}
 	c.fixed()
+	c.data()
 	c.portClashes()
 	c.cycles()
 	return errors.Join(c.problems...)

@@ -71,6 +71,7 @@ func (c *checker) template(at string, t *Template) {
 		}
 	}
 	c.mounts(at+".mounts", t.Mounts)
+	c.secretEnv(at+".secret_env", t.SecretEnv)
 	c.attachments(at, t)
 	c.health(at+".health", t.Health)
 	c.hooks(at+".post_start", t.PostStart)
@@ -151,8 +152,10 @@ func (c *checker) mount(at string, m Mount) {
 		}
 	case MountContent:
 		c.content(at+".content", m.Content)
+	case MountSecret, MountConfig:
+		c.datumMount(at, &m, DatumKind(m.Type))
 	default:
-		c.add(at+".type", "%q is not one of volume, bind, tmpfs and content", m.Type)
+		c.add(at+".type", "%q is not one of volume, bind, tmpfs, content, secret and config", m.Type)
 	}
 }
 
