@@ -98,6 +98,10 @@ func (r *reducer) dispatch() {
 			return r.scaleService(c.ScaleService)
 		case c.PutContent != nil:
 			return r.putContent(c.PutContent)
+		case c.PutDatum != nil:
+			return r.putDatum(c.PutDatum)
+		case c.RemoveDatum != nil:
+			return r.removeDatum(c.RemoveDatum)
 		case c.RemoveVolumes != nil:
 			return r.removeVolumes(c.RemoveVolumes)
 		case c.CreateNetwork != nil:

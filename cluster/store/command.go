@@ -29,6 +29,8 @@ import (
 //	   networks: CreateNetwork, RemoveNetwork, and external networks that do
 //	   not exist yet
 //	   templates: what newInTemplate lists; Task.Joins
+//	   secrets and configs: PutDatum, RemoveDatum, sealed contents, Stack.Secrets
+//	   and Configs and what uses them, TaskStatus.Files
 const Format = 4
 
 const (
@@ -61,6 +63,8 @@ type Command struct {
 	RemoveStack   *RemoveStack   `json:"remove_stack,omitempty"`   // user
 	ScaleService  *ScaleService  `json:"scale_service,omitempty"`  // user
 	PutContent    *PutContent    `json:"put_content,omitempty"`    // user
+	PutDatum      *PutDatum      `json:"put_datum,omitempty"`      // user
+	RemoveDatum   *RemoveDatum   `json:"remove_datum,omitempty"`   // user
 	RemoveVolumes *RemoveVolumes `json:"remove_volumes,omitempty"` // user
 	CreateNetwork *CreateNetwork `json:"create_network,omitempty"` // user
 	RemoveNetwork *RemoveNetwork `json:"remove_network,omitempty"` // user
@@ -140,6 +144,33 @@ type PutContent struct {
 // MaxArchive is the largest content in bytes as it is stored: spec.MaxContent
 // of data and the headers of its archive.
 const MaxArchive = 4 * spec.MaxContent
+
+// PutDatum makes a secret or a config that exists by itself, for stacks that
+// declare it external. Making what is there already changes nothing.
+type PutDatum struct {
+	Kind spec.DatumKind `json:"kind"`
+	Name string         `json:"name"`
+	// Content of the new version, which must be complete, and the Size of the
+	// datum in it.
+	Content spec.ContentID `json:"content"`
+	Size    int            `json:"size"`
+	// Render and Labels as in spec.Datum.
+	Render bool              `json:"render,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Replace also takes another value than the datum has: its next version, which
+	// all that use it get. Without it that is refused.
+	Replace bool `json:"replace,omitempty"`
+	// Base is the Datum.Version that the write is based on; 0 means that there
+	// must be none, nil that it does not matter.
+	Base *uint64 `json:"base,omitempty"`
+}
+
+// RemoveDatum removes a secret or a config that exists by itself and that
+// nobody uses.
+type RemoveDatum struct {
+	Kind spec.DatumKind `json:"kind"`
+	Name string         `json:"name"`
+}
 
 // RemoveVolumes deletes volumes and their data, by cluster-wide name: all of
 // them or, when one is unknown or in use, none.
@@ -258,6 +289,8 @@ func (c *Command) Kind() string {
 		{"remove_stack", c.RemoveStack != nil},
 		{"scale_service", c.ScaleService != nil},
 		{"put_content", c.PutContent != nil},
+		{"put_datum", c.PutDatum != nil},
+		{"remove_datum", c.RemoveDatum != nil},
 		{"remove_volumes", c.RemoveVolumes != nil},
 		{"create_network", c.CreateNetwork != nil},
 		{"remove_network", c.RemoveNetwork != nil},
@@ -286,7 +319,7 @@ func (c *Command) Kind() string {
 func (c *Command) user() bool {
 	return c.PutStack != nil || c.RemoveStack != nil || c.ScaleService != nil ||
 		c.PutContent != nil || c.RemoveVolumes != nil || c.CreateNetwork != nil || c.RemoveNetwork != nil || c.SetNode != nil ||
-		c.SetRole != nil || c.RemoveNode != nil
+		c.SetRole != nil || c.RemoveNode != nil || c.PutDatum != nil || c.RemoveDatum != nil
 }
 
 // NeedsFormat returns the lowest format that has all that the command says. A
@@ -294,7 +327,7 @@ func (c *Command) user() bool {
 // because an older manager stops when it finds the entry in its log.
 func (c *Command) NeedsFormat() int {
 	switch {
-	case c.PutStack != nil && usesAddresses(&c.PutStack.Stack), c.CreateNetwork != nil, c.RemoveNetwork != nil,
+	case c.usesData(), c.PutStack != nil && usesAddresses(&c.PutStack.Stack), c.CreateNetwork != nil, c.RemoveNetwork != nil,
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) }),
 		c.PutStack != nil && anyService(&c.PutStack.Stack, newInTemplate),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool { return r.Info != nil && r.Info.Subnets != "" }):
@@ -337,6 +370,19 @@ func givesIPv6(p spec.Part) bool {
 		slices.ContainsFunc(p.Create, func(t spec.Task) bool { return six(t.Addresses) }) ||
 		slices.ContainsFunc(p.Change, func(c spec.TaskChange) bool { return six(c.Addresses) }) ||
 		p.Service != nil && p.Service.VIPs != nil && slices.ContainsFunc(*p.Service.VIPs, func(v spec.ServiceVIP) bool { return v.Address6 != "" })
+}
+
+// usesData reports whether a command has to do with secrets or configs as
+// AddressFormat knows them; newInTemplate says the same of templates.
+func (c *Command) usesData() bool {
+	if c.PutStack != nil {
+		s := &c.PutStack.Stack
+		return len(s.Secrets)+len(s.Configs) > 0 || anyService(s, func(svc *spec.ServiceSpec) bool { return svc.Live != nil })
+	}
+	return c.PutDatum != nil || c.RemoveDatum != nil || c.PutContent != nil && c.PutContent.ID.Sealed() ||
+		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool {
+			return slices.ContainsFunc(r.Tasks, func(t spec.TaskReport) bool { return t.Status.Files != nil })
+		})
 }
 
 func anyService(s *spec.Stack, is func(*spec.ServiceSpec) bool) bool {

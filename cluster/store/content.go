@@ -56,5 +56,7 @@ func (t *tables) contentInUse(txn *memdb.Txn, id spec.ContentID) bool {
 	k := textsKey(string(id))
 	return t.stackRevisions.first(txn, byContent, k) != nil ||
 		t.volumes.first(txn, byContent, k) != nil ||
+		t.services.first(txn, byContent, k) != nil ||
+		t.data.first(txn, byContent, k) != nil ||
 		t.revisions.first(txn, byContent, k) != nil
 }

@@ -12,7 +12,10 @@ import (
 // what exists and touches nothing that is right already, so that a small
 // change of a large stack stays small.
 func (r *reducer) declare(want *spec.Stack) error {
-	if err := r.checkExternals(want); err != nil {
+	if err := r.checkExternals(want, nil); err != nil {
+		return err
+	}
+	if err := r.checkData(want); err != nil {
 		return err
 	}
 	if err := r.checkContents(want); err != nil {
@@ -27,10 +30,10 @@ func (r *reducer) declare(want *spec.Stack) error {
 	return r.declareServices(want)
 }
 
-// checkExternals names every external network and volume that is missing.
-// From AddressFormat on a network may be: the services that name it wait.
-func (r *reducer) checkExternals(want *spec.Stack) error {
-	var missing []string
+// checkExternals names every external network and volume that is missing, and
+// the secrets and configs that are known to be. From AddressFormat on a network
+// may be: the services that name it wait.
+func (r *reducer) checkExternals(want *spec.Stack, missing []string) error {
 	for _, short := range slices.Sorted(maps.Keys(want.Networks)) {
 		n := want.Networks[short]
 		if !n.External || r.meta.Format >= AddressFormat {

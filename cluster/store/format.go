@@ -1,13 +1,18 @@
 package store
 
-import "wherry.dev/spec"
+import (
+	"slices"
+
+	"wherry.dev/spec"
+)
 
 // newInTemplate reports whether the template of a service says something that
 // programs before AddressFormat do not know.
 func newInTemplate(s *spec.ServiceSpec) bool {
 	t := &s.Template
 	r := &t.Resources
-	return t.Joins() != "" ||
+	return t.HasData() || slices.ContainsFunc(t.Mounts, func(m spec.Mount) bool { return m.OnChange != "" || m.Render }) ||
+		t.Joins() != "" ||
 		t.Placeholders ||
 		t.PostStart != nil || t.PreStop != nil ||
 		t.UTSMode != "" || t.CgroupMode != "" || t.Umask != nil || t.DeviceRules != nil ||

@@ -24,6 +24,15 @@ func history(t *testing.T) *harness {
 	s.Volumes["seeded"] = spec.VolumeSpec{Seed: "hmac:01", Labels: map[string]string{"b": "2", "a": "<&>"}}
 	s.Networks["six"] = spec.NetworkSpec{Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: "10.7.0.0/16", Range: "10.7.1.0/24", Gateway: "10.7.0.9", Reserved: []string{"10.7.1.1"}}, IPv6: &spec.Pool{}}
 	s.Services["all"] = spec.ServiceSpec{Mode: spec.Global, EndpointMode: spec.EndpointDNSRR, Template: spec.Template{Image: "docker.io/library/busybox:1", Command: []string{}, StopGrace: spec.Duration(10e9)}}
+	h.secret("key", "hmac:shared")
+	h.must(Command{Author: "ann", PutDatum: &PutDatum{Kind: spec.DatumSecret, Name: "shared", Content: "sealed:key", Size: 3, Labels: map[string]string{"a": "b"}}})
+	s.Secrets = map[string]spec.DatumSpec{"shared": {External: true}, "own": {Content: "sealed:key", Size: 3}}
+	s.Configs = map[string]spec.DatumSpec{"conf": {Content: "hmac:shared", Size: 3, Render: true}}
+	data := s.Services["web"]
+	data.Template.Mounts = append(data.Template.Mounts, spec.Mount{Type: spec.MountSecret, Source: "shared", Target: "/run/secrets/shared", OnChange: spec.SignalOnChange("SIGHUP")},
+		spec.Mount{Type: spec.MountConfig, Source: "conf", Target: "/conf", Mode: ptr(uint32(0o400))})
+	data.Template.SecretEnv = []spec.SecretVar{{Name: "OWN", Source: "own"}}
+	s.Services["web"] = data
 	put := putStack(s)
 	put.RequestID, put.PutStack.Message = "r1", "second, with \"quotes\" and ünïcode"
 	h.must(put)
@@ -37,7 +46,7 @@ func history(t *testing.T) *harness {
 	a := h.running("n1", 1, "10.1.0.2/24")
 	h.running("n2", 2, "10.1.0.3/24")
 	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Arch: "amd64", MTU: 1450, Subnets: "10.0.0.0/16"}, Tasks: []spec.TaskReport{{
-		Task: a, Status: spec.TaskStatus{State: spec.TaskFailed, Attempts: []spec.Attempt{{Number: 1, Ended: start, ExitCode: 137, LastLog: []string{"bye"}}}},
+		Task: a, Status: spec.TaskStatus{State: spec.TaskFailed, Files: map[spec.DatumKey]spec.ContentID{"secret shared": "sealed:key"}, Attempts: []spec.Attempt{{Number: 1, Ended: start, ExitCode: 137, LastLog: []string{"bye"}}}},
 	}}}}}})
 	h.must(Command{SetNode: &SetNode{ID: "n2", Availability: ptr(spec.NodePaused), Labels: map[string]*string{"disk": ptr("ssd")}}})
 	h.must(Command{SetNodeState: &SetNodeState{ID: "n2", State: spec.NodeDown}})
@@ -95,7 +104,8 @@ func TestGoldenSnapshots(t *testing.T) {
 			if n.ClusterID() != "c1" || n.Index() == 0 || n.Stack("shop").Revision != 2 || len(n.Tasks()) != 2+b2i(format >= 4) || n.Format() != format ||
 				n.Task(n.TasksOn("n1")[0].ID).Status.Attempts[0].ExitCode != 137 || (n.Authority() != nil) != (format >= 2) ||
 				len(n.Service("shop", "web").VIPs) != min(1, max(0, format-2)) || n.Node("n1").Info.MTU != 1450*min(1, max(0, format-2)) ||
-				format >= 4 && (n.NetworkNamed("shop_six").Subnet6 == "" || n.TasksAt(n.NetworkNamed("shop_six").ID)[0].Addresses[1].IP6 == "") {
+				format >= 4 && (n.NetworkNamed("shop_six").Subnet6 == "" || n.TasksAt(n.NetworkNamed("shop_six").ID)[0].Addresses[1].IP6 == "") ||
+				(n.Datum(spec.DatumSecret, "shared") != nil) != (format >= 4) {
 				t.Errorf("the state was read wrongly:\n%s", dump(t, n))
 			}
 			if d := cmp.Diff(string(golden), dump(t, n)); d != "" {
@@ -160,6 +170,11 @@ func TestFormatRatchet(t *testing.T) {
 			s.Template.Networks = []spec.Attachment{{Network: "default", IP: "10.1.0.8"}}
 		})),
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 4, Subnets: "10.0.0.0/16"}}}}},
+		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Tasks: []spec.TaskReport{{Task: "1-1", Status: spec.TaskStatus{Files: map[spec.DatumKey]spec.ContentID{"secret a": "x"}}}}}}}},
+		{PutContent: &PutContent{ID: "sealed:key", Size: 1, Data: []byte("x")}},
+		{PutDatum: &PutDatum{Kind: spec.DatumSecret, Name: "key", Content: "sealed:key"}},
+		{RemoveDatum: &RemoveDatum{Kind: spec.DatumSecret, Name: "key"}},
+		putStack(withSecret(web("shop", 80), spec.DatumSpec{Content: "sealed:key"}, "")),
 		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Ports[0].HostIP = "0.0.0.0" })),
 	}
 	for _, p := range []spec.Part{

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -53,6 +54,8 @@ func (g *generator) command(step int) Command {
 		c.RequestID = fmt.Sprint("r", g.IntN(step+1))
 	}
 	switch k := g.IntN(100); {
+	case step == 1 && k < 50:
+		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: Format}
 	case k < 2:
 		c.Bootstrap = &Bootstrap{ClusterID: "c1", Incarnation: g.n.Incarnation() + g.Uint64N(2), Format: pick(g, 0, 1, 2, 3, 4, 4)}
 	case k < 22:
@@ -66,6 +69,14 @@ func (g *generator) command(step int) Command {
 	case k < 38:
 		off := g.IntN(4)
 		c.PutContent = &PutContent{ID: pick(g, spec.ContentID("k1"), "k2"), Size: 4, Offset: off, Data: []byte("data")[off:][:g.IntN(5-off)]}
+		if g.maybe(40) {
+			c.PutContent = &PutContent{ID: pick(g, spec.ContentID("sealed:a"), "sealed:b"), Size: 1, Data: []byte("x")}
+		}
+	case k < 40:
+		c.PutDatum = &PutDatum{Kind: spec.DatumSecret, Name: pick(g, "d", "s_own"), Content: pick(g, spec.ContentID("sealed:a"), "sealed:b"), Size: 1, Replace: g.maybe(60)}
+		if g.maybe(40) {
+			c.PutDatum, c.RemoveDatum = nil, &RemoveDatum{Kind: spec.DatumSecret, Name: "d"}
+		}
 	case k < 41:
 		c.RemoveVolumes = &RemoveVolumes{Names: []string{spec.ScopedName(g.stack(), pick(g, "v", "w"))}}
 	case k < 42:
@@ -117,6 +128,17 @@ func (g *generator) putStack() *PutStack {
 	for _, name := range []string{"x", "y", "z"} {
 		if g.maybe(60) {
 			s.Services[name] = g.serviceSpec(&s)
+		}
+	}
+	if g.n.Format() > 3 && g.maybe(50) {
+		s.Secrets = map[string]spec.DatumSpec{"own": {Content: pick(g, spec.ContentID("sealed:a"), "sealed:b")}}
+		if g.maybe(30) {
+			s.Secrets["d"] = spec.DatumSpec{External: true}
+		}
+		for name, svc := range s.Services {
+			source := pick(g, "d", "own", "none")
+			svc.Template.Mounts = append(svc.Template.Mounts, spec.Mount{Type: spec.MountSecret, Source: source, Target: "/s", OnChange: pick(g, "", spec.OnChangeNone)})
+			s.Services[name] = svc
 		}
 	}
 	return &PutStack{Stack: s, Base: g.base(s.Name), KeepOthers: g.maybe(20)}
@@ -297,7 +319,7 @@ func TestRandomHistories(t *testing.T) {
 			}
 		}
 	}
-	for _, kind := range []string{"put_stack", "remove_stack", "scale_service", "put_content", "set_node", "put_node", "set_node_state", "apply_plan", "reports", "bootstrap", "remove_volumes", "create_network", "remove_network", "set_role", "remove_node", "set_authority"} {
+	for _, kind := range []string{"put_stack", "remove_stack", "scale_service", "put_content", "set_node", "put_node", "set_node_state", "apply_plan", "reports", "bootstrap", "remove_volumes", "create_network", "remove_network", "set_role", "remove_node", "set_authority", "put_datum", "remove_datum"} {
 		if did[kind] == 0 && seeds > 3 {
 			t.Errorf("the histories never do %s successfully: %v", kind, did)
 		}
@@ -335,6 +357,13 @@ func outcomeClass(r Result) string {
 func checkInvariants(t *testing.T, old, n *Snapshot) {
 	t.Helper()
 	n.verify()
+	for _, svc := range n.Services() {
+		for _, id := range slices.AppendSeq(svc.Spec.Template.Contents(), maps.Values(svc.Spec.Live)) {
+			if c := n.Content(id); c == nil || len(c.Data) != c.Size {
+				t.Errorf("service %s has no content %s", svc.Key(), id)
+			}
+		}
+	}
 	held := map[string]spec.TaskID{}
 	for _, task := range n.Tasks() {
 		if was := old.Task(task.ID); was != nil {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -22,6 +23,7 @@ type tables struct {
 	authority      table[spec.Authority]     // one row
 	revisions      table[spec.Revision]      // by ID
 	contents       table[spec.Content]       // by ID
+	data           table[spec.Datum]         // by kind and name
 	events         table[spec.Event]         // by Seq
 	requests       table[request]            // by ID
 }
@@ -48,7 +50,7 @@ const (
 	byVolume   = "volume"   // tasks: volumes that are bound
 	byPort     = "port"     // services: published port and protocol
 	byVIP      = "vip"      // services: network and virtual IP, of either family
-	byContent  = "content"  // stack revisions, volumes, revisions: contents they refer to
+	byContent  = "content"  // stack revisions, volumes, revisions, services, data: contents they refer to
 	bySeq      = "seq"      // requests
 	byRemoving = "removing" // volumes that are being removed
 )
@@ -66,6 +68,7 @@ func newTables() *tables {
 			indexes: []index[spec.Service]{
 				{name: byPort, values: portValues},
 				{name: byVIP, values: vipValues},
+				{name: byContent, values: liveValues},
 			}},
 		tasks: table[spec.Task]{name: "tasks",
 			key: func(t *spec.Task) []byte { return idKey(t.ID) },
@@ -97,10 +100,14 @@ func newTables() *tables {
 		revisions: table[spec.Revision]{name: "revisions",
 			key: func(r *spec.Revision) []byte { return textKey(r.ID) },
 			indexes: []index[spec.Revision]{
-				{name: byContent, values: func(r *spec.Revision) [][]byte { return contentValues(templateContents(nil, &r.Template)) }},
+				{name: byContent, values: func(r *spec.Revision) [][]byte { return contentValues(r.Template.Contents()) }},
 			}},
 		contents: table[spec.Content]{name: "contents", key: func(c *spec.Content) []byte { return textKey(c.ID) }},
-		events:   table[spec.Event]{name: "events", key: func(e *spec.Event) []byte { return numberKey(e.Seq) }},
+		data: table[spec.Datum]{name: "data", since: 4, key: datumRowKey,
+			indexes: []index[spec.Datum]{
+				{name: byContent, values: func(d *spec.Datum) [][]byte { return contentValues([]spec.ContentID{d.Newest().Content}) }},
+			}},
+		events: table[spec.Event]{name: "events", key: func(e *spec.Event) []byte { return numberKey(e.Seq) }},
 		requests: table[request]{name: "requests",
 			key: func(r *request) []byte { return textKey(r.ID) },
 			indexes: []index[request]{
@@ -115,7 +122,7 @@ var authorityKey = []byte("authority")
 // list returns every table in the order of a snapshot, which is fixed.
 func (t *tables) list() []anyTable {
 	return []anyTable{&t.stacks, &t.stackRevisions, &t.services, &t.tasks, &t.networks, &t.volumes,
-		&t.nodes, &t.authority, &t.revisions, &t.contents, &t.events, &t.requests}
+		&t.nodes, &t.authority, &t.revisions, &t.contents, &t.data, &t.events, &t.requests}
 }
 
 // open returns an empty database.
@@ -237,21 +244,31 @@ func contentValues(ids []spec.ContentID) [][]byte {
 	return values
 }
 
-// templateContents appends the contents that a template refers to.
-func templateContents(ids []spec.ContentID, t *spec.Template) []spec.ContentID {
-	for i := range t.Mounts {
-		if id := t.Mounts[i].Content; id != "" {
-			ids = append(ids, id)
-		}
+// datumRowKey is nil for what no command can have made.
+func datumRowKey(d *spec.Datum) []byte {
+	if len(d.Versions) == 0 {
+		return nil
 	}
-	return ids
+	return datumKey(d.Kind, d.Name)
+}
+
+// liveValues are the contents that a service refers to outside of its template.
+func liveValues(s *spec.Service) [][]byte {
+	return contentValues(slices.Compact(slices.Sorted(maps.Values(s.Spec.Live))))
 }
 
 // stackContents returns the contents that a stack refers to, sorted, each once.
 func stackContents(s *spec.Stack) []spec.ContentID {
 	var ids []spec.ContentID
 	for _, svc := range s.Services {
-		ids = templateContents(ids, &svc.Template)
+		ids = append(ids, svc.Template.Contents()...)
+	}
+	for _, kind := range spec.DatumKinds {
+		for _, d := range s.Data(kind) {
+			if d.Content != "" {
+				ids = append(ids, d.Content)
+			}
+		}
 	}
 	for _, v := range s.Volumes {
 		if v.Seed != "" && !v.External {

@@ -224,7 +224,8 @@ func (n *Snapshot) Content(id spec.ContentID) *spec.Content {
 }
 
 // ContentInUse reports whether anything refers to the content: a service, a
-// kept revision of a stack, or a volume that is filled from it.
+// kept revision of a stack, a volume that is filled from it, or the newest
+// version of a secret or config that exists by itself.
 func (n *Snapshot) ContentInUse(id spec.ContentID) bool { return n.tables.contentInUse(n.read(), id) }
 
 // RecentEvents returns the newest events, at most limit, oldest first.

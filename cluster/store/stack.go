@@ -27,6 +27,9 @@ func (r *reducer) putStack(c *PutStack) error {
 	if err := checkStack(&want); err != nil {
 		return err
 	}
+	if missing := r.resolveData(&want); len(missing) > 0 {
+		return r.checkExternals(&want, missing)
+	}
 	if newest != nil && r.inForce(&want, newest) {
 		r.res.Revision = head.Revision
 		return nil
@@ -34,7 +37,13 @@ func (r *reducer) putStack(c *PutStack) error {
 	if err := r.declare(&want); err != nil {
 		return err
 	}
+	r.res.Revision = r.addRevision(head, &want, c.Message)
+	return nil
+}
 
+// addRevision makes want the newest revision of its stack and returns its
+// number; head is nil for a new stack.
+func (r *reducer) addRevision(head *spec.StackRow, want *spec.Stack, message string) uint64 {
 	next := spec.StackRow{Name: want.Name, Revision: 1, Version: r.index}
 	if head == nil {
 		next.ID = spec.StackID(r.newID())
@@ -43,16 +52,15 @@ func (r *reducer) putStack(c *PutStack) error {
 	}
 	put(r, &r.stacks, next)
 	put(r, &r.stackRevisions, spec.StackRevision{
-		Stack: want.Name, Number: next.Revision, Spec: want, Author: r.cmd.Author, Message: c.Message, Time: r.now, Incoming: r.index,
+		Stack: want.Name, Number: next.Revision, Spec: *want, Author: r.cmd.Author, Message: message, Time: r.now, Incoming: r.index,
 	})
 	if next.Revision > spec.KeepStackRevisions {
 		if old := r.stackRevisions.get(r.txn, stackRevisionKey(want.Name, next.Revision-spec.KeepStackRevisions)); old != nil {
 			drop(r, &r.stackRevisions, old)
 		}
 	}
-	r.event(spec.Event{Kind: "stack.applied", Stack: want.Name, Message: c.Message})
-	r.res.Revision = next.Revision
-	return nil
+	r.event(spec.Event{Kind: "stack.applied", Stack: want.Name, Message: message})
+	return next.Revision
 }
 
 // newest returns the newest revision of a stack; nil when there is no stack.
@@ -75,12 +83,13 @@ func (r *reducer) inForce(want *spec.Stack, newest *spec.StackRevision) bool {
 	return same(want, &newest.Spec)
 }
 
-// keepOthers adds to want the services that only old has, with the networks
-// and volumes that they use.
+// keepOthers adds to want the services that only old has, with the networks,
+// volumes, secrets and configs that they use.
 func keepOthers(want spec.Stack, old *spec.Stack) spec.Stack {
 	want.Services = maps.Clone(want.Services)
 	want.Networks = cloned(want.Networks)
 	want.Volumes = cloned(want.Volumes)
+	want.Secrets, want.Configs = maps.Clone(want.Secrets), maps.Clone(want.Configs)
 	for name, s := range old.Services { // each adds what no other can change
 		if _, ok := want.Services[name]; ok {
 			continue
@@ -93,6 +102,12 @@ func keepOthers(want spec.Stack, old *spec.Stack) spec.Stack {
 			if m.Type == spec.MountVolume {
 				carry(want.Volumes, old.Volumes, m.Source)
 			}
+			if kind, short, ok := m.Datum(); ok {
+				carryDatum(&want, old, kind, short)
+			}
+		}
+		for _, v := range s.Template.SecretEnv {
+			carryDatum(&want, old, spec.DatumSecret, v.Source)
 		}
 	}
 	return want
@@ -110,6 +125,14 @@ func carry[V any](to, from map[string]V, key string) {
 			to[key] = v
 		}
 	}
+}
+
+// carryDatum carries a secret or config. A stack without any has no map of them.
+func carryDatum(to, from *spec.Stack, kind spec.DatumKind, short string) {
+	if to.Data(kind) == nil {
+		to.SetData(kind, map[string]spec.DatumSpec{})
+	}
+	carry(to.Data(kind), from.Data(kind), short)
 }
 
 // checkBase refuses a write that is based on another version of the stack.
@@ -142,6 +165,13 @@ func checkStack(s *spec.Stack) error {
 	for _, name := range slices.Sorted(maps.Keys(s.Volumes)) {
 		if err := checkDeclared("volume", name, s.Volumes[name].ClusterName(s.Name, name)); err != nil {
 			return err
+		}
+	}
+	for _, kind := range spec.DatumKinds {
+		for _, name := range slices.Sorted(maps.Keys(s.Data(kind))) {
+			if err := checkDeclared(string(kind), name, s.Data(kind)[name].ClusterName(s.Name, name)); err != nil {
+				return err
+			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
@@ -179,7 +209,17 @@ func checkService(s *spec.Stack, name string, svc *spec.ServiceSpec) error {
 			return spec.Invalidf("service %s uses network %q, which stack %s does not declare", name, a.Network, s.Name)
 		}
 	}
+	for _, v := range svc.Template.SecretEnv {
+		if _, ok := s.Secrets[v.Source]; !ok {
+			return spec.Invalidf("service %s uses secret %q, which stack %s does not declare", name, v.Source, s.Name)
+		}
+	}
 	for _, m := range svc.Template.Mounts {
+		if kind, short, ok := m.Datum(); ok {
+			if _, ok := s.Data(kind)[short]; !ok {
+				return spec.Invalidf("service %s uses %s %q, which stack %s does not declare", name, kind, short, s.Name)
+			}
+		}
 		if m.Type != spec.MountVolume || m.Source == "" {
 			continue
 		}
