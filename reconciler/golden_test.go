@@ -40,6 +40,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //	format N                    from now on; in the first line instead of the newest
 //	lead                        a new leader begins to lead now
 //	wait DURATION
+//	content ID… | secret NAME ID | files TASK KEY=ID… | reads NODE | uses NODE ID    see data
 //	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | tasks
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
@@ -228,6 +229,8 @@ func (c *cluster) do(line string) {
 		if res := c.apply(store.Command{RemoveNetwork: &store.RemoveNetwork{Name: f[1]}}); res.Err != nil {
 			c.printf("error: %v\n", res.Err)
 		}
+	case "content", "secret", "files", "reads", "uses":
+		c.data(f)
 	case "lead":
 		c.since = c.now
 	case "leftovers":

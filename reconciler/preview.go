@@ -14,8 +14,8 @@ import (
 // Preview is what a write would do.
 type Preview struct {
 	Stack string `json:"stack"`
-	// Changes of what is declared, stack first, then services, networks and
-	// volumes, each by name.
+	// Changes of what is declared, stack first, then services, networks,
+	// volumes, secrets and configs, each by name.
 	Changes []spec.Change `json:"changes"`
 	// Tasks of the stack that would come and go, by service and place.
 	Tasks []spec.TaskAction `json:"tasks"`
@@ -237,6 +237,7 @@ func (v *rehearsal) notes() []string {
 			out = append(out, svc.Update.Message)
 		}
 	}
+	out = append(out, v.liveNotes()...)
 	slices.Sort(out)
 	return out
 }
@@ -250,7 +251,11 @@ func declaredChanges(before, after *view, stack string) []spec.Change {
 	}
 	out = append(out, compare("service", servicesOf(before, stack), servicesOf(after, stack))...)
 	out = append(out, compare("network", networksOf(before, stack), networksOf(after, stack))...)
-	return append(out, compare("volume", volumesOf(before, stack), volumesOf(after, stack))...)
+	out = append(out, compare("volume", volumesOf(before, stack), volumesOf(after, stack))...)
+	for _, k := range spec.DatumKinds {
+		out = append(out, compare(string(k), dataOf(before, k, stack), dataOf(after, k, stack))...)
+	}
+	return out
 }
 
 func action(created, removed bool) string {
@@ -295,6 +300,7 @@ func servicesOf(v *view, stack string) map[string]any {
 			continue
 		}
 		fields := s.Spec
+		fields.Template, fields.Live = *plainData(&s.Spec.Template), nil // their versions are shown with the data
 		fields.Replicas = nil
 		if s.Spec.Mode != spec.Global {
 			n := s.Replicas // the number in force

@@ -114,6 +114,9 @@ func (s *pass) whyRevision(t *spec.Task) string {
 	if old.Image != s.tmpl.Image {
 		return fmt.Sprintf("image %s becomes %s", old.Image, s.tmpl.Image)
 	}
+	if data := changedData(old, s.tmpl); len(data) > 0 {
+		return strings.Join(data, ", ") + " changed"
+	}
 	paths := diffPaths(old, s.tmpl)
 	if len(paths) == 0 {
 		return "the service has changed"

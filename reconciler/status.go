@@ -65,6 +65,7 @@ func Status(s *store.Snapshot, stack string, now time.Time) (st StackStatus, ok 
 	for _, svc := range s.ServicesOf(stack) {
 		one := p.status(svc)
 		p.judgePorts(svc, &one)
+		p.judgeFiles(svc, &one)
 		one.Message = cmp.Or(one.Message, p.whyNoVIP(svc), p.networkNote(svc)) // it works all the same
 		st.Services = append(st.Services, one)
 		st.State = worse(st.State, one.State)

@@ -52,6 +52,7 @@ func wantedTasks(s *store.Snapshot, node spec.NodeID) spec.Wanted {
 			}
 		}
 	}
+	w.Services = wantedServices(s, &w)
 	slices.SortFunc(w.Volumes, func(a, b spec.Volume) int { return compareIDs(string(a.ID), string(b.ID)) })
 	for _, v := range s.RemovedVolumes() {
 		if !used[v.ID] && slices.Contains(v.Homes, node) {

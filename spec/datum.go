@@ -143,6 +143,12 @@ func (o OnChange) Signal() string {
 	return s
 }
 
+// Short is what people see of an ID: enough to tell versions apart.
+func (id ContentID) Short() string {
+	_, hash, _ := strings.Cut(string(id), ":")
+	return hash[:min(len(hash), 12)]
+}
+
 // SecretVar gives a secret to a container as an environment variable.
 type SecretVar struct {
 	// Name of the variable.

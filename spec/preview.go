@@ -2,7 +2,7 @@ package spec
 
 // Change is one declared object that a write would create, update or remove.
 type Change struct {
-	Kind   string      `json:"kind"` // stack, service, network, volume
+	Kind   string      `json:"kind"` // stack, service, network, volume, secret, config
 	Name   string      `json:"name"`
 	Action string      `json:"action"` // create, update, remove
 	Fields []FieldDiff `json:"fields,omitempty"`

@@ -29,6 +29,8 @@ type Wanted struct {
 	Revisions map[RevisionID]Template `json:"revisions"`
 	// Volumes that Tasks use.
 	Volumes []Volume `json:"volumes,omitempty"`
+	// Services of Tasks that use secrets or configs, by "stack/service".
+	Services map[string]WantedService `json:"services,omitempty"`
 	// RemoveVolumes are instances whose data is to be deleted here. Only this
 	// list ever deletes data of a named volume.
 	RemoveVolumes []VolumeID `json:"remove_volumes,omitempty"`
@@ -36,6 +38,15 @@ type Wanted struct {
 	KeepLogs []TaskID `json:"keep_logs,omitempty"`
 	// Networks that have a HostNetwork on this node; any other is to be removed.
 	Networks []NetworkID `json:"networks,omitempty"`
+}
+
+// WantedService is what tasks need of their service besides their template.
+type WantedService struct {
+	ID ServiceID `json:"id"`
+	// Labels of the service, for templates.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Live as in ServiceSpec; older tasks may have only some of them.
+	Live map[DatumKey]ContentID `json:"live,omitempty"`
 }
 
 // HostNetwork is the whole of what one network must be on one node.
