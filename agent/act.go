@@ -47,6 +47,8 @@ func (w *worker) do(ctx context.Context, a action, in input) error {
 		return w.ended(ctx, in)
 	case actHook, actBefore:
 		return w.startHook(ctx, a)
+	case actFiles:
+		return w.exchange(ctx, in)
 	case actProbe:
 		w.startProbe(ctx, in)
 		return nil
@@ -108,7 +110,7 @@ func (w *worker) ensureImage(ctx context.Context) error {
 func (w *worker) prepare(ctx context.Context) error {
 	w.begin(spec.TaskPreparing, "preparing volumes and files")
 	m := w.mem
-	m.Contents, m.Volumes = templateContents(w.tmpl), nil
+	m.Contents, m.Volumes = dataContents(w.tmpl, w.wantedLive(), m.Files), nil
 	for _, b := range w.task.Volumes {
 		m.Volumes = append(m.Volumes, b.ID)
 	}
@@ -116,7 +118,7 @@ func (w *worker) prepare(ctx context.Context) error {
 		return err
 	}
 	pctx, done := w.preparing(ctx)
-	p, err := w.a.prepare(pctx, w.task, w.tmpl, w.vols, m.Image)
+	p, err := w.a.prepare(pctx, w.orders, m.Image, m.Files)
 	switch err = done(err); {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -209,7 +211,7 @@ func (w *worker) create(ctx context.Context) error {
 	c := Container{
 		Task: w.id, Name: spec.TaskName(w.task, w.a.c.NodeName), Stack: w.task.Stack, Service: w.task.Service,
 		Hostname: w.prep.hostname, Template: *w.tmpl, Image: *w.mem.Image, NetNS: w.netns, Mounts: w.prep.mounts,
-		Stdout: w.prep.stdout, Stderr: w.prep.stderr,
+		Stdout: w.prep.stdout, Stderr: w.prep.stderr, EnvFile: w.prep.env,
 	}
 	err := w.startCall(ctx, func(ctx context.Context) error { return w.a.c.Runtime.Create(ctx, c) })
 	switch {
@@ -280,6 +282,7 @@ func (w *worker) start(ctx context.Context) error {
 		a.Number = m.Status.Started
 	}
 	m.Attempt, m.StopSent, m.KillSent, m.PreStopped, m.Health = &a, time.Time{}, time.Time{}, 0, health{}
+	m.Files = w.prep.live
 	if m.Status.State.Before(spec.TaskStarting) {
 		m.setState(spec.TaskStarting, time.Now())
 	}
@@ -339,6 +342,7 @@ func (w *worker) started(m memory, pid int) memory {
 		m.Status.Health, a.GoodSince = spec.HealthNone, a.Started
 	}
 	m.Attempt = &a
+	m.Status.Files = m.Files
 	m.Status.PID, m.Status.Reason, m.Status.NextStart = pid, "", time.Time{}
 	m.setState(spec.TaskRunning, time.Now())
 	return m
@@ -493,7 +497,7 @@ func (w *worker) finish(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if err := errors.Join(os.RemoveAll(w.a.taskDir(w.id)), removeTree(w.a.anonDir(w.id))); err != nil {
+	if err := errors.Join(os.RemoveAll(w.a.taskDir(w.id)), w.a.data.close(w.id), removeTree(w.a.anonDir(w.id))); err != nil {
 		return fmt.Errorf("remove files of task: %w", err)
 	}
 	w.a.effect("files removed")
@@ -507,7 +511,7 @@ func (w *worker) finish(ctx context.Context) error {
 	}
 	m := w.mem
 	m.end(spec.TaskStopped, "")
-	m.Attempt, m.Sink, m.Volumes, m.Contents = nil, nil, nil, nil
+	m.Attempt, m.Sink, m.Volumes, m.Contents, m.Files, m.Status.Files = nil, nil, nil, nil, nil, nil
 	m.Status.PID, m.Status.Health, m.Status.NextStart = 0, "", time.Time{}
 	m.Status.Reason = m.OutcomeReason
 	m.setState(m.Outcome, time.Now())

@@ -75,6 +75,24 @@ type Execer interface {
 	Exec(ctx context.Context, t spec.TaskID, e Exec) (exitCode int, err error)
 }
 
+// Exchanger changes the files that a running container sees.
+type Exchanger interface {
+	// Exchange puts other sources in the place of what is mounted at the targets
+	// of a container. Whoever opens one of them finds either the old file or the
+	// new one; what is open stays as it is. The mounts are as those that the
+	// container was created with, whose sources stay those of its next start.
+	// A container that does not run is of class spec.ErrConflict.
+	Exchange(ctx context.Context, t spec.TaskID, mounts []Mount) error
+}
+
+// Tmpfs makes file systems that are in memory and never written to a disk.
+type Tmpfs interface {
+	// Mount makes one of an empty folder. One that it is already stays as it is.
+	Mount(dir string) error
+	// Unmount undoes that, with all that is in it. There may be none.
+	Unmount(dir string) error
+}
+
 // Exec is a process to be run in a container.
 type Exec struct {
 	Args []string
@@ -109,6 +127,10 @@ type Container struct {
 	// NetNS is the path of the network namespace; empty is the host's.
 	NetNS  string
 	Mounts []Mount
+	// EnvFile is a file of the node with further variables, each NAME=VALUE and
+	// ended by a zero byte; empty is none. They win over the template's and are
+	// to be written down nowhere.
+	EnvFile string
 	// Stdout and Stderr are paths of FIFOs, empty to discard the output. With
 	// Template.TTY only Stdout is used.
 	Stdout, Stderr string

@@ -85,7 +85,7 @@ func (n *node) agent() {
 	c := agent.Config{
 		DataDir: n.data, RunDir: n.run, Node: "n1", NodeName: "alpha",
 		Images: n.host, Runtime: n.host, Execer: n.host, Network: n.host, Logs: n.host, Manager: n.host,
-		Wake: n.host.Wake,
+		Wake: n.host.Wake, Exchanger: n.host, Tmpfs: n.host,
 	}
 	if n.configure != nil {
 		n.configure(&c)

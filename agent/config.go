@@ -13,12 +13,12 @@ import (
 	"wherry.dev/spec"
 )
 
-// Config is what an Agent needs. All interfaces but Senders are required.
+// Config is what an Agent needs. All interfaces but Senders and Tmpfs are required.
 type Config struct {
 	// DataDir holds what lives as long as the node, RunDir what lives as long
 	// as its boot. Both are absolute, exist already, and are the agent's in the
 	// parts that it uses: in DataDir wanted.json, tasks, volumes, anon,
-	// contents and logs; in RunDir tasks and lease.json. It also reads the names in
+	// contents and logs; in RunDir tasks, files and lease.json. It also reads the names in
 	// RunDir/netns, to detach what no task needs.
 	DataDir string
 	RunDir  string
@@ -32,6 +32,10 @@ type Config struct {
 	Images  Images
 	Runtime Runtime
 	Execer  Execer
+	// Exchanger changes secrets and configs in running containers.
+	Exchanger Exchanger
+	// Tmpfs is where they are; nil is that of the host.
+	Tmpfs   Tmpfs
 	Network Network
 	Logs    Logs
 	Manager Manager
@@ -88,6 +92,7 @@ type Agent struct {
 	order  order
 	vols   *volumes
 	blobs  *contents
+	data   *dataFiles
 
 	// ticket orders observations and actions: an observation is news to a
 	// worker only if it began after the worker's last action.
@@ -124,6 +129,9 @@ func New(c Config) *Agent {
 	if c.Refused == nil {
 		c.Refused = func() bool { return false }
 	}
+	if c.Tmpfs == nil {
+		c.Tmpfs = hostTmpfs{}
+	}
 	if c.NodeName == "" {
 		c.NodeName = string(c.Node)
 	}
@@ -146,6 +154,7 @@ func New(c Config) *Agent {
 	a.leases.overdue = a.overdue
 	a.vols = newVolumes(filepath.Join(c.DataDir, "volumes"), func(op string) { a.effect(op) })
 	a.blobs = newContents(filepath.Join(c.DataDir, "contents"), c.Manager.Content, func(op string) { a.effect(op) })
+	a.data = newDataFiles(filepath.Join(c.RunDir, "files"), c.Tmpfs, a.blobs, func(op string) { a.effect(op) })
 	return a
 }
 

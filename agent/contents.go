@@ -21,6 +21,8 @@ type contents struct {
 	dir    string
 	fetch  func(ctx context.Context, id spec.ContentID) ([]byte, error)
 	effect func(op string)
+	// sealed: it is for secrets, and for nothing else.
+	sealed bool
 
 	mu    sync.Mutex
 	locks map[spec.ContentID]chan struct{} // :: a token while nobody works on it
@@ -66,6 +68,9 @@ func (c *contents) ensure(ctx context.Context, id spec.ContentID) (string, error
 		defer func() { l <- struct{}{} }()
 	case <-ctx.Done():
 		return "", ctx.Err()
+	}
+	if id == "" || id.Sealed() != c.sealed {
+		return "", spec.Invalidf("content %s does not belong to this place", id.Short())
 	}
 	dir := filepath.Join(c.dir, contentDir(id))
 	if _, err := os.Stat(dir); err == nil {

@@ -67,7 +67,7 @@ func (n *node) life(first *crasher) (end func()) {
 		n.a = agent.New(agent.Config{
 			DataDir: n.data, RunDir: n.run, Node: "n1",
 			Images: n.host, Runtime: n.host, Execer: n.host, Network: n.host, Logs: n.host, Manager: n.host,
-			Wake: n.host.Wake, Leases: n.host, Senders: n.host,
+			Wake: n.host.Wake, Exchanger: n.host, Tmpfs: n.host, Leases: n.host, Senders: n.host,
 			Lease:  func(context.Context) (time.Duration, error) { return 15 * time.Second, nil },
 			Cgroup: func(t spec.TaskID) string { return "/wherry-n1/" + string(t) },
 		})

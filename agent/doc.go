@@ -4,9 +4,9 @@
 //
 // It knows neither containerd nor the network nor HTTP: those are behind the
 // small interfaces of agent.go. It owns the folders of volumes, of contents
-// and of logs, health checks, restart policies and the node's memory of its
-// tasks, so that a node goes on without any manager; only exclusive tasks need
-// a lease, which it renews and has the keeper enforce. It refuses to decide
+// and of logs, the secrets and configs that tasks have in memory, health
+// checks, restart policies and the node's memory of its tasks, so that a node
+// goes on without any manager; only exclusive tasks need a lease, which it renews and has the keeper enforce. It refuses to decide
 // where a task runs, and to delete the data of a named volume that the
 // managers have not named for removal.
 //

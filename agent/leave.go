@@ -44,7 +44,7 @@ func (a *Agent) Leave(ctx context.Context, purge bool) error {
 	errs := []error{
 		remove(wantedPath(a.c.DataDir)), remove(a.leases.file), os.RemoveAll(filepath.Join(a.c.RunDir, "tasks")),
 		os.RemoveAll(filepath.Join(a.c.DataDir, "tasks")), removeTree(filepath.Join(a.c.DataDir, "anon")),
-		os.RemoveAll(filepath.Join(a.c.DataDir, "contents")),
+		os.RemoveAll(filepath.Join(a.c.DataDir, "contents")), a.data.remove(),
 	}
 	if purge {
 		errs = append(errs, a.purge(ctx)...)

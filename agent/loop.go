@@ -227,6 +227,7 @@ func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 		}
 		tmpl = tmpl.Filled(a.placeholders(t))
 		wanted[t.ID] = true
+		svc := w.Services[spec.ServiceKey(t.Stack, t.Service)]
 		wk := a.worker(t.ID)
 		if wk == nil {
 			m, remembered := p.memories[t.ID]
@@ -235,16 +236,16 @@ func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 				m = memory{Task: t.ID, Status: t.Status}
 			}
 			wk = a.addWorker(m, !remembered)
-			wk.update(t, &tmpl, w.Volumes, p.file.err)
+			wk.update(t, &tmpl, w.Volumes, svc, p.file.err)
 			a.background.Go(func() { wk.loop(ctx) })
 			continue
 		}
-		wk.update(t, &tmpl, w.Volumes, p.file.err)
+		wk.update(t, &tmpl, w.Volumes, svc, p.file.err)
 	}
 	for id, m := range p.memories {
 		delete(p.memories, id)
 		wk := a.addWorker(m, false)
-		wk.update(nil, nil, nil, nil)
+		wk.update(nil, nil, nil, spec.WantedService{}, nil)
 		a.background.Go(func() { wk.loop(ctx) })
 	}
 	forgot := p.given != nil && w.Incarnation > p.incarnation // a state restored from a copy knows less than it did
@@ -253,7 +254,7 @@ func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 	}
 	for id, wk := range a.snapshotWorkers() {
 		if !wanted[id] {
-			wk.update(nil, nil, nil, nil)
+			wk.update(nil, nil, nil, spec.WantedService{}, nil)
 		}
 		if forgot {
 			wk.tellAgain()

@@ -31,6 +31,9 @@ type memory struct {
 	// before the task is over.
 	Volumes  []spec.VolumeID  `json:"volumes,omitempty"`
 	Contents []spec.ContentID `json:"contents,omitempty"`
+	// Files are the versions that the present attempt has of those secrets and
+	// configs that change in running tasks, and was told of.
+	Files map[spec.DatumKey]spec.ContentID `json:"files,omitempty"`
 	// Exclusive tasks run only while the node has a lease.
 	Exclusive bool `json:"exclusive,omitempty"`
 	// Attempt is the present one: about to be started, or running.

@@ -24,6 +24,10 @@ type prepared struct {
 	hostname       string
 	stdout, stderr string // FIFOs
 	sink           *spec.LogSink
+	// env is the file of secret variables; empty for none.
+	env string
+	// live are the versions of the files that change in running tasks.
+	live map[spec.DatumKey]spec.ContentID
 }
 
 func (a *Agent) taskDir(t spec.TaskID) string { return filepath.Join(a.c.RunDir, "tasks", string(t)) }
@@ -35,7 +39,8 @@ func LogDir(dataDir string, t spec.TaskID) string { return filepath.Join(dataDir
 // prepare makes everything of the node's file system that a container needs.
 // It may be repeated at any time. Errors of class spec.ErrInvalid cannot be
 // mended by repeating.
-func (a *Agent) prepare(ctx context.Context, t *spec.Task, tmpl *spec.Template, vols []spec.Volume, image *ImageConfig) (*prepared, error) {
+func (a *Agent) prepare(ctx context.Context, o orders, image *ImageConfig, had map[spec.DatumKey]spec.ContentID) (*prepared, error) {
+	t, tmpl, vols := o.task, o.tmpl, o.vols
 	if err := checkFilled(tmpl); err != nil {
 		return nil, err
 	}
@@ -62,6 +67,14 @@ func (a *Agent) prepare(ctx context.Context, t *spec.Task, tmpl *spec.Template, 
 	p := &prepared{hostname: strings.TrimSpace(etc.hostname)}
 	if err := a.prepareLog(t.ID, tmpl, p); err != nil {
 		return nil, err
+	}
+	if tmpl.HasData() {
+		if p.live, err = a.prepareData(ctx, t, tmpl, o.svc, had); err != nil {
+			return nil, err
+		}
+		if len(tmpl.SecretEnv) > 0 {
+			p.env = a.data.env(t.ID)
+		}
 	}
 	taken := map[string]bool{} // :: clean target
 	for i, m := range tmpl.Mounts {
@@ -146,6 +159,8 @@ func (a *Agent) prepareMount(ctx context.Context, t *spec.Task, vols []spec.Volu
 	case spec.MountContent:
 		out.ReadOnly = true
 		out.Source, err = a.prepareContent(ctx, t.ID, i, m)
+	case spec.MountSecret, spec.MountConfig:
+		out = a.data.mount(t.ID, i, &m)
 	case spec.MountVolume:
 		out.CopyUp = !m.NoCopy && m.Subpath == ""
 		out.Source, err = a.prepareVolume(ctx, t, vols, m)

@@ -22,6 +22,7 @@ const (
 	actAdopt  action = "adopt"  // take note of a process that runs already
 	actEnded  action = "ended"  // take note of the end of a process
 	actHook   action = "hook"   // run the next hook after the start
+	actFiles  action = "files"  // exchange secrets and configs
 	actProbe  action = "probe"  // run the health check
 	actDrain  action = "drain"  // ask the hosts that send to the task whether they still do
 	actBefore action = "before" // run the next hook before the stop
@@ -65,6 +66,11 @@ type input struct {
 	// until drained says that none does or until drainEnd, which is zero before.
 	serves, drained bool
 	drainEnd        time.Time
+	// stale: the files of secrets or configs are not of the version that is
+	// wanted. In a running container that is changed from filesFrom on, or, with
+	// filesLater, when there is news.
+	stale, filesLater bool
+	filesFrom         time.Time
 	// retry holds, per action that failed, the time before which it is not to
 	// be tried again. // :: action → time
 	retry map[action]time.Time
@@ -267,6 +273,18 @@ func (in *input) stepRunning(now time.Time) decision {
 			next = due
 		}
 	}
+	if in.stale && !in.filesLater && in.desired == spec.DesiredRunning {
+		d := in.try(actFiles, now)
+		if now.Before(in.filesFrom) {
+			d = decision{actWait, in.filesFrom}
+		}
+		if d.act != actWait {
+			return d
+		}
+		if next.IsZero() || d.until.Before(next) {
+			next = d.until
+		}
+	}
 	return decision{actWait, next}
 }
 
@@ -283,6 +301,8 @@ func (in *input) stepStarting(now time.Time) decision {
 		return in.try(actImage, now)
 	case !in.mounts:
 		return in.try(actMounts, now)
+	case in.stale && !now.Before(in.retry[actFiles]): // else it starts with what there is
+		return decision{act: actFiles}
 	case !in.network:
 		return in.try(actAttach, now)
 	case in.run.State == "":

@@ -49,6 +49,14 @@ func TestStep(t *testing.T) {
 		{"unknown", input{wanted: true, desired: run}, decision{act: actWait}},
 		{"unknown, stopping", input{mem: alive()}, decision{act: actWait}},
 
+		// Files that change while it runs.
+		{"files", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, stale: true}, decision{act: actFiles}},
+		{"files later", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, stale: true, filesFrom: at(3)}, decision{actWait, at(3)}},
+		{"files when it is well", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, stale: true, filesLater: true}, decision{act: actWait}},
+		{"files failed before", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, stale: true, retry: map[action]time.Time{actFiles: at(3)}}, decision{actWait, at(3)}},
+		{"a check is due before files", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, stale: true, check: &spec.HealthCheck{Interval: seconds(1), Retries: 3}}, decision{act: actProbe}},
+		{"no files for a task that drains", input{known: true, wanted: true, desired: spec.DesiredDraining, mem: alive(), run: running, network: true, stale: true}, decision{act: actWait}},
+
 		// Terminal.
 		{"over, wanted", input{known: true, wanted: true, desired: run, mem: terminal}, decision{act: actWait}},
 		{"over, wanted, leftover", input{known: true, wanted: true, mem: terminal, run: stopped}, decision{act: actRemove}},
@@ -60,6 +68,8 @@ func TestStep(t *testing.T) {
 		{"no image for a container that is there", input{known: true, wanted: true, desired: run, mem: idle(), run: created}, decision{act: actMounts}},
 		{"mounts", input{known: true, wanted: true, desired: run, mem: idle(), image: true}, decision{act: actMounts}},
 		{"attach", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true}, decision{act: actAttach}},
+		{"files that are out of date", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, stale: true}, decision{act: actFiles}},
+		{"files that are not to be had", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, stale: true, retry: map[action]time.Time{actFiles: at(3)}}, decision{act: actAttach}},
 		{"create", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true}, decision{act: actCreate}},
 		{"logs", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true, run: created}, decision{act: actLogs}},
 		{"start", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true, logs: true, run: created}, decision{act: actStart}},

@@ -48,7 +48,21 @@ func (a *Agent) sweep(ctx context.Context, w *spec.Wanted, seen map[spec.TaskID]
 	if err := a.blobs.sweep(a.neededContents(w, known)); err != nil {
 		a.log.Warn("remove unused contents", "err", err)
 	}
+	if err := a.data.sweep(free, usedContents(known)); err != nil {
+		a.log.Warn("remove unused secrets", "err", err)
+	}
 	a.removeVolumes(ctx, w)
+}
+
+// usedContents are those that tasks which are not over have or are about to.
+func usedContents(known map[spec.TaskID]*worker) map[spec.ContentID]bool {
+	used := map[spec.ContentID]bool{}
+	for _, wk := range known {
+		for _, id := range wk.usedContents() {
+			used[id] = true
+		}
+	}
+	return used
 }
 
 // sweepDir removes the entries of dir for which unneeded holds.
@@ -100,31 +114,16 @@ func (a *Agent) isBusy(key string) bool {
 }
 
 func (a *Agent) neededContents(w *spec.Wanted, known map[spec.TaskID]*worker) map[spec.ContentID]bool {
-	need := map[spec.ContentID]bool{}
+	need := usedContents(known)
 	for _, tmpl := range w.Revisions {
-		for _, id := range templateContents(&tmpl) {
+		for _, id := range tmpl.Contents() {
 			need[id] = true
 		}
 	}
 	for _, v := range w.Volumes {
 		need[v.Spec.Seed] = true
 	}
-	for _, wk := range known {
-		for _, id := range wk.usedContents() {
-			need[id] = true
-		}
-	}
 	return need
-}
-
-func templateContents(tmpl *spec.Template) []spec.ContentID {
-	var out []spec.ContentID
-	for _, m := range tmpl.Mounts {
-		if m.Content != "" {
-			out = append(out, m.Content)
-		}
-	}
-	return out
 }
 
 // removeVolumes deletes the instances that the managers name, each as soon as

@@ -63,6 +63,7 @@ type orders struct {
 	task *spec.Task
 	tmpl *spec.Template
 	vols []spec.Volume
+	svc  spec.WantedService
 	// unstored says why the document that wants the task is not on disk.
 	unstored error
 }
@@ -90,10 +91,10 @@ func newWorker(a *Agent, m memory, fresh bool) *worker {
 
 // update leaves the newest word of the managers; t is nil when they do not
 // want the task any more.
-func (w *worker) update(t *spec.Task, tmpl *spec.Template, vols []spec.Volume, unstored error) {
+func (w *worker) update(t *spec.Task, tmpl *spec.Template, vols []spec.Volume, svc spec.WantedService, unstored error) {
 	w.mu.Lock()
 	if w.said.wanted = t != nil; t != nil {
-		w.said = orders{true, t, tmpl, vols, unstored}
+		w.said = orders{true, t, tmpl, vols, svc, unstored}
 	}
 	switch {
 	case !w.said.stopping():
@@ -258,6 +259,7 @@ func (w *worker) observe() input {
 		image: w.image, mounts: w.prep != nil, network: w.net, logs: w.logs, detached: w.detach,
 		probing: w.cancel != nil, hooking: w.hook != nil, signalled: w.signalled, retry: w.retry,
 	}
+	in.stale, in.filesFrom, in.filesLater = w.stale()
 	if w.a.c.Refused() {
 		w.a.order.refused(time.Now(), w.a.c.Settle)
 	}

@@ -26,7 +26,7 @@ type Host struct {
 	// error is returned to the caller and nothing happens. Ops are named by
 	// method: "Ensure", "Create", "Start", "Kill", "Remove", "List", "Exec",
 	// "Attach", "Detach", "Withdrawn", "SetLogs", "SetLeases", "Report",
-	// "Content".
+	// "Content", "Exchange", "Mount", "Unmount".
 	Before func(ctx context.Context, op string, t spec.TaskID) error
 	// After is called when a call has changed the host, outside of locks.
 	After func(op string, t spec.TaskID)
@@ -53,6 +53,7 @@ type Host struct {
 	starts     map[spec.TaskID]int
 	kills      map[spec.TaskID][]int
 	inside     map[spec.TaskID]string // :: call of the runtime under way
+	mounted    map[string]bool        // :: folder that is memory
 	faults     []string
 	nextPID    int
 }
@@ -63,20 +64,22 @@ func NewHost() *Host {
 		Contents: map[spec.ContentID][]byte{}, Wake: make(chan struct{}, 1),
 		containers: map[spec.TaskID]*container{}, netns: map[spec.TaskID]spec.Sandbox{},
 		statuses: map[spec.TaskID]spec.TaskStatus{}, history: map[spec.TaskID][]spec.TaskStatus{},
-		starts: map[spec.TaskID]int{}, kills: map[spec.TaskID][]int{}, inside: map[spec.TaskID]string{}, nextPID: 100,
+		starts: map[spec.TaskID]int{}, kills: map[spec.TaskID][]int{}, inside: map[spec.TaskID]string{}, mounted: map[string]bool{}, nextPID: 100,
 	}
 }
 
 // The compiler checks that Host is all that an agent needs.
 var (
-	_ agent.Images  = (*Host)(nil)
-	_ agent.Runtime = (*Host)(nil)
-	_ agent.Execer  = (*Host)(nil)
-	_ agent.Network = (*Host)(nil)
-	_ agent.Logs    = (*Host)(nil)
-	_ agent.Manager = (*Host)(nil)
-	_ agent.Leases  = (*Host)(nil)
-	_ agent.Senders = (*Host)(nil)
+	_ agent.Images    = (*Host)(nil)
+	_ agent.Exchanger = (*Host)(nil)
+	_ agent.Tmpfs     = (*Host)(nil)
+	_ agent.Runtime   = (*Host)(nil)
+	_ agent.Execer    = (*Host)(nil)
+	_ agent.Network   = (*Host)(nil)
+	_ agent.Logs      = (*Host)(nil)
+	_ agent.Manager   = (*Host)(nil)
+	_ agent.Leases    = (*Host)(nil)
+	_ agent.Senders   = (*Host)(nil)
 )
 
 func (h *Host) before(ctx context.Context, op string, t spec.TaskID) error {

@@ -17,7 +17,9 @@ import (
 type container struct {
 	spec  agent.Container
 	files map[string]int // :: path → lines
-	state agent.ContainerState
+	// mounted are the files that the process sees. // :: target → bytes
+	mounted map[string]string
+	state   agent.ContainerState
 	onTERM
 	end *time.Timer // of the process, when it ends by itself
 }
@@ -96,6 +98,13 @@ func (h *Host) start(t spec.TaskID) (int, error) {
 	h.starts[t]++
 	h.nextPID++
 	pid := h.nextPID
+	c.mounted = map[string]string{}
+	for _, m := range c.spec.Mounts {
+		h.showLocked(c, m)
+	}
+	if c.spec.EnvFile != "" {
+		h.showLocked(c, agent.Mount{Source: c.spec.EnvFile, Target: "env"})
+	}
 	c.state = agent.ContainerState{Task: t, State: agent.RunRunning, PID: pid}
 	h.runLocked(c, args[2])
 	return pid, nil // also when it has ended already
@@ -196,6 +205,9 @@ func (h *Host) Reboot() {
 	}
 	clear(h.netns)
 	h.sinks = nil
+	for dir := range h.mounted {
+		h.forgetLocked(dir)
+	}
 }
 
 // Kill implements agent.Runtime.
@@ -208,7 +220,9 @@ func (h *Host) Kill(ctx context.Context, t spec.TaskID, signal int, all bool) er
 	if c := h.containers[t]; c != nil && c.state.State == agent.RunRunning {
 		h.kills[t] = append(h.kills[t], signal)
 		switch {
-		case signal == int(syscall.SIGTERM) && c.ignore:
+		case signal == int(syscall.SIGTERM) && c.ignore, signal == int(syscall.SIGHUP), signal == int(syscall.SIGUSR1):
+			// It goes on, as the first process of a container does that handles them
+			// or not.
 		case signal == int(syscall.SIGTERM):
 			h.endLocked(c, c.onTERM.code, false)
 		default:

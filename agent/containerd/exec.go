@@ -86,7 +86,7 @@ func (r *Runtime) execProcess(ctx context.Context, t spec.TaskID, e agent.Exec) 
 		return nil, fmt.Errorf("decode spec of container: %w", err)
 	}
 	p := s.Process
-	p.Terminal, p.Args = e.TTY, e.Args
+	p.Terminal, p.Args = e.TTY, withEnv(p.Args, e.Args)
 	if e.TTY && !slices.ContainsFunc(p.Env, func(v string) bool { return strings.HasPrefix(v, "TERM=") }) {
 		p.Env = append(p.Env, "TERM=xterm")
 	}

@@ -46,6 +46,9 @@ const (
 	defaultNoFile  = 65536
 	// initTarget is where a container finds the init.
 	initTarget = "/" + initName
+	// envTarget is where its init finds the variables that are written down
+	// nowhere else.
+	envTarget = "/.wherry-env"
 )
 
 // Spec makes the OCI runtime spec of a container. It is a pure function of its
@@ -193,8 +196,8 @@ func processArgs(c agent.Container) ([]string, error) {
 	if len(args) == 0 || args[0] == "" {
 		return nil, spec.Invalidf("nothing to run: neither the service nor image %s has a command", t.Image)
 	}
-	if t.Init {
-		args = slices.Concat([]string{initTarget, "--"}, args)
+	if t.Init || c.EnvFile != "" {
+		args = slices.Concat(initArgs(t.Init, c.EnvFile != ""), args)
 	}
 	return args, nil
 }

@@ -41,7 +41,12 @@ func specMounts(c agent.Container, o SpecOptions) ([]specs.Mount, error) {
 			mounts = slices.DeleteFunc(mounts, func(d specs.Mount) bool { return strings.HasPrefix(d.Destination, "/dev/") })
 		}
 	}
-	if c.Template.Init {
+	if c.EnvFile != "" {
+		mounts = append(mounts, specs.Mount{
+			Destination: envTarget, Type: "bind", Source: c.EnvFile, Options: []string{"bind", "ro", "nosuid", "nodev", "noexec", "rprivate"},
+		})
+	}
+	if c.Template.Init || c.EnvFile != "" {
 		if o.Init == "" {
 			return nil, spec.Invalidf("init: this node has no init program to give to the container")
 		}

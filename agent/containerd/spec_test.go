@@ -125,6 +125,7 @@ var elsewhere = map[string]string{
 	"Platform":   "chooses the image (Runtime.Ensure)",
 	"StdinOpen":  "gives the process a pipe (Runtime.Create)",
 	"Mounts":     "resolved by the agent into Container.Mounts",
+	"SecretEnv":  "resolved by the agent into Container.EnvFile",
 	"Networks":   "the network side, in Container.NetNS",
 	"DNS":        "the agent writes resolv.conf",
 	"DNSSearch":  "the agent writes resolv.conf",
@@ -292,6 +293,38 @@ func TestArgs(t *testing.T) {
 		if (err != nil) != (tt.want == nil) || !slices.Equal(got, tt.want) {
 			t.Errorf("%s: %q, %v, want %q", tt.name, got, err, tt.want)
 		}
+	}
+}
+
+func TestEnvFile(t *testing.T) {
+	c := testContainer()
+	c.EnvFile = "/run/wherry/files/tasks/1-7/env"
+	for _, tt := range []struct {
+		init bool
+		want []string
+	}{
+		{false, []string{"/.wherry-init", "--env=/.wherry-env", "--exec", "--", "/entry", "serve"}},
+		{true, []string{"/.wherry-init", "--env=/.wherry-env", "--", "/entry", "serve"}},
+	} {
+		c.Template.Init = tt.init
+		s, err := Spec(c, testOptions())
+		if err != nil || !slices.Equal(s.Process.Args, tt.want) {
+			t.Errorf("init %t: %q, %v", tt.init, s.Process.Args, err)
+		}
+		for target, source := range map[string]string{"/.wherry-init": "/usr/bin/wherry", "/.wherry-env": c.EnvFile} {
+			if !slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool {
+				return m.Destination == target && m.Source == source && slices.Contains(m.Options, "ro")
+			}) {
+				t.Errorf("init %t: %s is not mounted: %+v", tt.init, target, s.Mounts)
+			}
+		}
+		more := []string{"/.wherry-init", "--env=/.wherry-env", "--exec", "--", "true"}
+		if got := withEnv(s.Process.Args, []string{"true"}); !slices.Equal(got, more) {
+			t.Errorf("init %t: a further process is %q", tt.init, got)
+		}
+	}
+	if got := withEnv([]string{"/.wherry-init", "--", "/entry"}, []string{"true"}); !slices.Equal(got, []string{"true"}) {
+		t.Errorf("without variables a further process is %q", got)
 	}
 }
 

@@ -90,7 +90,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	var refused atomic.Bool // another host has this node's identity
 	network := overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Underlay: underlayOf(member), Logger: log.With("part", "network")})
 	host := agent.New(agent.Config{DataDir: c.dataDir, RunDir: c.runDir, Node: member.Node(), NodeName: c.name, Version: version,
-		Images: runtime, Runtime: runtime, Execer: runtime, Network: network, Logs: keep, Manager: managers,
+		Images: runtime, Runtime: runtime, Execer: runtime, Exchanger: runtime, Network: network, Logs: keep, Manager: managers,
 		Senders: senders{node: member.Node(), own: network, way: member.Transport, told: told}, MTU: network.MTU,
 		Wake: runtime.Changed(), Ports: network.Ports, PortsChanged: network.PortsChanged(),
 		Identity: func() (issuer, trusts string, format int) {
