@@ -97,19 +97,23 @@ func Leftovers(s *store.Snapshot, node spec.NodeID, now time.Time) []Leftover {
 		}
 		key := serviceKey(t)
 		if passes[key] == nil && p.byKey[key] != nil {
-			svc := p.byKey[key]
-			one := &pass{planner: p, svc: svc, tmpl: &svc.Spec.Template}
-			one.nets = p.attachments(svc.Stack, one.tmpl)
-			one.mounts = p.volumeMounts(svc.Stack, one.tmpl)
-			one.class = p.classOf(svc, publishedPorts(svc), one.mounts)
-			one.sortTasks()
-			passes[key] = one
+			passes[key] = p.look(p.byKey[key])
 		}
 		l := Leftover{Task: t, Name: p.taskName(t)}
 		l.Pinned, l.Reason = p.leftover(passes[key], t)
 		out = append(out, l)
 	}
 	return out
+}
+
+// look is the pass of a service that decides nothing.
+func (p *planner) look(svc *spec.Service) *pass {
+	s := &pass{planner: p, svc: svc, tmpl: &svc.Spec.Template}
+	s.nets = p.attachments(svc.Stack, s.tmpl)
+	s.mounts = p.volumeMounts(svc.Stack, s.tmpl)
+	s.class = p.classOf(svc, publishedPorts(svc), s.mounts)
+	s.sortTasks()
+	return s
 }
 
 func (p *planner) leftover(s *pass, t *spec.Task) (pinned bool, reason string) {
@@ -126,6 +130,9 @@ func (p *planner) leftover(s *pass, t *spec.Task) (pinned bool, reason string) {
 		return false, "its node is down"
 	case len(pl.live) > 1:
 		return false, "waits for its replacement to be well"
+	}
+	if s.joined() {
+		return p.followsHead(t)
 	}
 	if room := s.roomWithout(pl, t); room != "" {
 		return true, "stays on drained node " + p.nodeName(t.Node) + ": " + s.whyPinned(t, room) + "; use --stop-pinned to stop it"

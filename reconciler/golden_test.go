@@ -387,6 +387,9 @@ func (c *cluster) name(t *spec.Task) string {
 
 func (c *cluster) taskLine(t *spec.Task) string {
 	s := fmt.Sprintf("%s %s on %q %s/%s", t.ID, c.name(t), strings.TrimPrefix(string(t.Node), "id-"), t.Status.State, t.Desired)
+	if t.Joins != "" {
+		s += " joins " + string(t.Joins)
+	}
 	for _, a := range t.Addresses {
 		s += join(" ", a.IP, a.IP6)
 	}
@@ -485,7 +488,7 @@ func removals(p *spec.Part) string {
 
 func changeLine(x *spec.TaskChange) string {
 	s := string(x.Task)
-	for _, kv := range [][2]string{{"desired", string(x.Desired)}, {"state", string(x.State)}, {"node", string(x.Node)}, {"reason", x.Reason}, {"why", x.Why}} {
+	for _, kv := range [][2]string{{"desired", string(x.Desired)}, {"state", string(x.State)}, {"node", string(x.Node)}, {"joins", string(x.Joins)}, {"with", string(x.With)}, {"reason", x.Reason}, {"why", x.Why}} {
 		if kv[1] != "" {
 			s += fmt.Sprintf(" %s=%q", kv[0], kv[1])
 		}

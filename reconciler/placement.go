@@ -109,13 +109,14 @@ func (p *planner) classOf(svc *spec.Service, ports []spec.Port, mounts []volumeM
 	if svc.Spec.Mode != spec.Global {
 		p.bindHomes(&c, mounts)
 	}
+	p.joinClass(&c, svc)
 	return c
 }
 
 // bindHomes limits a replicated service to where its volumes are.
 func (p *planner) bindHomes(c *scheduler.Class, mounts []volumeMount) {
 	c.Homes, c.Together = nil, false
-	for _, m := range mounts {
+	for _, m := range slices.Concat(mounts, p.partnerMounts(c.Service)) {
 		v := p.volumes[m.name]
 		switch {
 		case m.anonymous || v == nil || homeless(v):
@@ -136,6 +137,10 @@ func (s *pass) placeAll(tasks []*spec.Task) {
 		for _, t := range tasks {
 			s.reason(t, why)
 		}
+		return
+	}
+	if s.joined() {
+		s.placePairs(tasks)
 		return
 	}
 	if s.svc.Spec.Mode == spec.Global {

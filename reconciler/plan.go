@@ -58,6 +58,9 @@ type planner struct {
 	// homes of volumes by name, those of this plan included.
 	homes     map[string][]spec.NodeID
 	stackRevs map[string][]*spec.StackRevision // kept ones by stack, as far as asked for
+	// partners are the services whose tasks share the network of a service's, by
+	// the key of that one.
+	partners map[string][]*spec.Service
 	// touched are the objects that an earlier part of this plan changes: a
 	// later part cannot ask for the version they had.
 	touched map[spec.Read]bool
@@ -85,9 +88,15 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 		homes:     map[string][]spec.NodeID{},
 		touched:   map[spec.Read]bool{},
 		stackRevs: map[string][]*spec.StackRevision{},
+		partners:  map[string][]*spec.Service{},
 		over:      map[spec.TaskID]bool{},
 		reaped:    map[spec.TaskID]bool{},
 		ended:     map[spec.TaskID]bool{},
+	}
+	for _, svc := range p.services {
+		if svc.Spec.Template.Joins() != "" {
+			p.partners[headKey(svc)] = append(p.partners[headKey(svc)], svc)
+		}
 	}
 	p.board = scheduler.NewBoard(p.nodeList)
 	for _, t := range p.all {
@@ -140,6 +149,7 @@ func (p *planner) inOrder() []*spec.Service {
 		for _, d := range svc.Spec.DependsOn {
 			visit(p.byKey[spec.ServiceKey(svc.Stack, d.Service)])
 		}
+		visit(p.byKey[headKey(svc)])
 		out = append(out, svc)
 	}
 	for _, svc := range p.services {
@@ -157,6 +167,7 @@ func (p *planner) booking(t *spec.Task) scheduler.Booking {
 	if svc := p.byKey[b.Service]; svc != nil {
 		b.Ports = hostPorts(svc.Ports)
 	}
+	p.bookPair(&b, t)
 	return b
 }
 

@@ -15,6 +15,7 @@ import (
 // are drained, those that a better one
 // stands in for, and outdated ones that never got a node.
 func (s *pass) settle(pl *place) {
+	s.endOrphans(pl)
 	for _, t := range slices.Clone(pl.ending) {
 		if s.endState(t) != "" {
 			s.end(pl, t, t.Desired, s.whyLost(t))
@@ -49,6 +50,10 @@ func (s *pass) whyLost(t *spec.Task) string {
 // settleSurplus leaves one live task per place, or two while one takes over
 // from the other.
 func (s *pass) settleSurplus(pl *place) {
+	if s.joined() {
+		s.surplusPairs(pl)
+		return
+	}
 	if len(pl.live) == 1 && s.settled(pl) {
 		if n, _ := s.lost(pl); n == 0 {
 			s.endOthers(pl) // the one that was to take over has done its work
@@ -148,6 +153,9 @@ func (s *pass) misbound(t *spec.Task) string {
 // fill makes a task for a place that has none, and returns it when it may be
 // placed at once.
 func (s *pass) fill(pl *place) *spec.Task {
+	if s.joined() {
+		return s.fillPair(pl)
+	}
 	if s.leaveDownNode(pl) {
 		s.startIn(pl)
 		return nil
@@ -275,7 +283,10 @@ func (s *pass) reason(t *spec.Task, why string) {
 // stopFirst reports whether an old task of a place must be over before the
 // next one starts: both would write one volume, listen on one port or have one
 // address, or must not be together for what only their makers know.
-func (s *pass) stopFirst(old *spec.Task) bool {
+func (s *pass) stopFirst(old *spec.Task) bool { return s.sharesHead(old) || s.apart(old) }
+
+// apart is stopFirst for tasks that are in no network together.
+func (s *pass) apart(old *spec.Task) bool {
 	if s.tmpl.Exclusive || s.exclusive(old) || s.tmpl.NetworkMode == "host" || len(s.class.Ports) > 0 || s.tmpl.FixedAddress() != "" ||
 		slices.ContainsFunc(s.mounts, func(m volumeMount) bool { return !m.anonymous }) {
 		return true
@@ -372,7 +383,7 @@ func (s *pass) mayGo(todo, others []*place) []*place {
 
 // replaceable reports whether all that a place has is one task that must go.
 func (s *pass) replaceable(pl *place) bool {
-	return len(pl.live) == 1 && len(pl.ending) == 0 && pl.fresh == nil && s.unfit(pl.live[0]) != ""
+	return len(pl.live) == 1 && len(pl.ending) == 0 && pl.fresh == nil && s.unfit(pl.live[0]) != "" && !s.headMoves(pl)
 }
 
 func b2i(b bool) int {
@@ -470,6 +481,9 @@ func (s *pass) volumeRoom(pl *place) string {
 }
 
 func (s *pass) nodeRoom(pl *place) string {
+	if s.joined() {
+		return s.headRoom(pl)
+	}
 	if pl.slot == 0 {
 		return s.board.Fits(&s.class, pl.node)
 	}

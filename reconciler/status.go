@@ -133,7 +133,11 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 		out.State, out.Message = s.scaledToZero()
 		return out
 	}
-	if why := s.missingNetwork(); why != "" { // a person has to act
+	why := s.missingNetwork()
+	for i := 0; i < len(s.places) && why == "" && s.joined(); i++ {
+		why = s.whyNoHead(s.places[i])
+	}
+	if why != "" { // a person has to act
 		out.State, out.Message = StateFailed, why
 		return out
 	}

@@ -99,6 +99,9 @@ func (s *pass) lost(pl *place) (n int, t *spec.Task) {
 		if x.Status.State == spec.TaskRejected && !x.Created.Before(s.svc.Changed) {
 			return failedAttempts, cmp.Or(t, x)
 		}
+		if x.Joins != "" && x.Status.State == spec.TaskStopped {
+			continue // it ended with another one
+		}
 		for _, a := range slices.Backward(x.Status.Attempts) {
 			if !a.Failed() || a.Ended.Before(s.svc.Changed) || s.longRun(&a) {
 				return atLeast(n), t

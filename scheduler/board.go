@@ -21,6 +21,8 @@ type Class struct {
 	Invalid     string
 	// Platform "os/arch[/variant]" of the image; empty fits every node.
 	Platform string
+	// Format is the oldest format that the node must know; 0 is any.
+	Format int
 	// Ports that a task occupies on its node (mode host).
 	Ports []spec.Port
 	// Homes limit the nodes: for every volume that has homes, one entry.

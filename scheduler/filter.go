@@ -21,6 +21,9 @@ func (c *Class) refuse(n *node) string {
 	if r := c.refuseKind(n.Node); r != "" {
 		return r
 	}
+	if n.Info.Format < c.Format {
+		return "runs an older version of Wherry"
+	}
 	for _, h := range c.Homes {
 		if !slices.Contains(h.Nodes, n.ID) {
 			return "does not hold volume " + h.Volume

@@ -38,6 +38,8 @@ type run struct {
 	told   spec.TaskState // the state in the last report that arrived
 	health spec.HealthState
 	hangs  bool // does not get further until the faults end
+	// ending is the end that the task has as soon as nobody shares its network.
+	ending spec.TaskState
 	// exclusive: the process needs a lease; ended says that it was killed for the
 	// lack of one, until there is another.
 	exclusive, ended bool
@@ -151,7 +153,7 @@ func (h *host) stepAll(w *World) bool {
 // advance takes one step of a task's life.
 func (h *host) advance(w *World, r *run) bool {
 	desired, wanted := h.wanted(r.task.ID)
-	stop := !wanted || desired == spec.DesiredStopped || desired == spec.DesiredRemoved
+	stop := !wanted || desired == spec.DesiredStopped || desired == spec.DesiredRemoved || h.headGone(r)
 	var to spec.TaskState
 	switch {
 	case r.status.State.Terminal():
@@ -159,6 +161,8 @@ func (h *host) advance(w *World, r *run) bool {
 			delete(h.runs, r.task.ID)
 		}
 		return false
+	case r.ending != "":
+		to = r.ending
 	case stop:
 		to = spec.TaskStopped
 	case r.hangs:
@@ -169,7 +173,8 @@ func (h *host) advance(w *World, r *run) bool {
 		to = spec.TaskPreparing
 	case r.status.State == spec.TaskPreparing:
 		to = spec.TaskStarting
-	case r.status.State == spec.TaskStarting && r.exclusive && !w.now.Before(h.lease):
+	case r.status.State == spec.TaskStarting && r.exclusive && !w.now.Before(h.lease),
+		r.status.State == spec.TaskStarting && r.task.Joins != "" && !h.runs[r.task.Joins].lives():
 		return false
 	case r.status.State == spec.TaskStarting:
 		to, r.status.Started, r.health = spec.TaskRunning, 1, spec.HealthStarting
@@ -188,8 +193,35 @@ func (h *host) advance(w *World, r *run) bool {
 	default:
 		return false
 	}
+	if to.Terminal() && h.shared(r) {
+		r.ending = to
+		return false // those that share its network end first
+	}
 	r.status.State, r.status.Since, r.status.Health = to, w.now, r.health
 	return true
+}
+
+// headGone reports whether the task shares the network of one that ends.
+func (h *host) headGone(r *run) bool {
+	if r.task.Joins == "" {
+		return false
+	}
+	head := h.runs[r.task.Joins]
+	if head == nil || head.status.State.Terminal() || head.ending != "" {
+		return true
+	}
+	desired, wanted := h.wanted(r.task.Joins)
+	return !wanted || desired != spec.DesiredRunning
+}
+
+// shared reports whether a task that is not over shares the network of r.
+func (h *host) shared(r *run) bool {
+	for _, other := range h.runs { // any order finds the same
+		if other.task.Joins == r.task.ID && !other.status.State.Terminal() {
+			return true
+		}
+	}
+	return false
 }
 
 // report is all that the host has to tell.

@@ -28,6 +28,7 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkTrust(before, after, c)
 	w.checkLimits(before, after, c)
 	w.checkMoves(before, after, c)
+	w.checkPairs(before, after, c)
 	w.checkNodes(before, after, c)
 	if c.RemoveStack == nil && c.RemoveVolumes == nil {
 		w.checkData(before, after)
@@ -397,6 +398,51 @@ func (w *World) checkExclusive() {
 				w.failf("tasks %s and %s of %s run at the same time, the latter on %s", other, id, place, h.name)
 			}
 			at[place] = id
+		}
+	}
+}
+
+// checkPairs: a task that shares the network of another one is at its side, on
+// its host as in the state, and is ended only for its own sake or with it.
+func (w *World) checkPairs(before, after *store.Snapshot, c *store.Command) {
+	for _, h := range append(slices.Clone(w.hosts), w.left...) {
+		for _, id := range h.ids() {
+			r := h.runs[id]
+			if head := h.runs[r.task.Joins]; r.task.Joins != "" && r.lives() && (head == nil || !head.lives()) {
+				w.failf("task %s runs on %s without task %s, whose network it shares", id, h.name, r.task.Joins)
+			}
+		}
+	}
+	for _, t := range after.Tasks() {
+		head := after.Task(t.Joins)
+		if t.Joins != "" && head != nil && (head.Node != t.Node || head.Slot != t.Slot || head.Stack != t.Stack || head.Joins != "") {
+			w.failf("task %s shares the network of %s", encode(t), encode(head))
+		}
+	}
+	if c.ApplyPlan == nil {
+		return
+	}
+	for _, old := range before.Tasks() {
+		t, svc := after.Task(old.ID), after.Service(old.Stack, old.Service)
+		if old.Joins == "" || !old.Ready() || svc == nil || t != nil && t.Desired == spec.DesiredRunning {
+			continue
+		}
+		head, n := after.Task(old.Joins), after.Node(old.Node)
+		goes := head == nil || head.Status.State.Terminal() || head.Desired != spec.DesiredRunning
+		fits := n != nil && n.Availability != spec.NodeDrain && (svc.Spec.Placement.Constraints == nil || n.Labels["disk"] != "hdd")
+		if !goes && fits && old.Revision == svc.Revision && old.Slot <= svc.Replicas && (old.Slot == 0) == (svc.Spec.Mode == spec.Global) {
+			w.failf("task %s of %s was stopped, and task %s, whose network it shares, goes on", old.ID, svc.Key(), old.Joins)
+		}
+	}
+}
+
+// checkPairsAtRest: what shares a network does so with one that runs.
+func (w *World) checkPairsAtRest() {
+	s := w.store.Snapshot()
+	for _, t := range s.Tasks() {
+		head := s.Task(t.Joins)
+		if t.Joins != "" && !t.Status.State.Terminal() && (head == nil || head.Status.State.Terminal() || head.Desired != spec.DesiredRunning) {
+			w.failf("task %s shares at rest the network of task %s: %s", t.ID, t.Joins, encode(head))
 		}
 	}
 }

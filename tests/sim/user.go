@@ -157,6 +157,23 @@ func (w *World) stack(name string, good bool) spec.Stack {
 		}
 		s.Services["solo"] = solo
 	}
+	if w.chance(50) { // side shares the network of head, and is with it wherever that is
+		head := spec.ServiceSpec{Mode: spec.Replicated, Template: template(image(), "default")}
+		side := spec.ServiceSpec{Mode: spec.Replicated, Template: template(image())}
+		side.Template.NetworkMode = spec.JoinMode("head")
+		if w.chance(40) {
+			head.Mode, side.Mode = spec.Global, spec.Global
+		} else if w.chance(50) {
+			n := 1 + w.rng.IntN(2)
+			more := n + w.rng.IntN(2)
+			side.Replicas, head.Replicas = &n, &more
+		}
+		if side.Mode == spec.Replicated && w.chance(30) {
+			side.Placement.Constraints = []string{"node.labels.disk!=hdd"}
+		}
+		side.Template.Resources.ReserveMemory = int64(w.rng.IntN(3)) << 29
+		s.Services["head"], s.Services["side"] = head, side
+	}
 	if w.chance(30) {
 		// Both stacks want the port; one node has it once.
 		s.Services["edge"] = spec.ServiceSpec{Mode: spec.Replicated, Template: template(image(), "default"),

@@ -428,6 +428,7 @@ func (w *World) Converge() {
 			w.checkVIPsAtRest()
 			w.checkDocuments(w.store.Snapshot())
 			w.checkDrained()
+			w.checkPairsAtRest()
 			if w.dead == nil && w.away == nil {
 				w.checkNothingLeft(w.store.Snapshot())
 				w.checkViews()
