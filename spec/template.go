@@ -71,7 +71,9 @@ type Template struct {
 	CapDrop     []string          `json:"cap_drop,omitempty"`
 	Privileged  bool              `json:"privileged,omitempty"`
 	SecurityOpt []string          `json:"security_opt,omitempty"`
-	ReadOnly    bool              `json:"read_only,omitempty"`
+	// Seccomp takes the place of the default profile; nil keeps it.
+	Seccomp  *SeccompProfile `json:"seccomp,omitempty"`
+	ReadOnly bool            `json:"read_only,omitempty"`
 	// Init runs a small init as PID 1 that reaps zombies and forwards signals.
 	Init bool `json:"init,omitempty"`
 	// Exclusive promises that no two tasks of one place ever run at the same

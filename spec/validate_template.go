@@ -327,6 +327,9 @@ func (c *checker) isolation(at string, t *Template) {
 			c.add(fmt.Sprintf("%s.security_opt[%d]", at, i), "%q is none of no-new-privileges=true|false, seccomp=unconfined, apparmor=PROFILE and systempaths=unconfined", o)
 		}
 	}
+	if t.Seccomp != nil {
+		c.seccomp(at+".seccomp", t.Seccomp)
+	}
 	c.namespaces(at, t)
 	for i, d := range t.Devices {
 		if !path.IsAbs(d.Source) || !path.IsAbs(d.Target) || !permitted.MatchString(d.Permissions) {

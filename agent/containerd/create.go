@@ -131,6 +131,8 @@ func (r *Runtime) specOptions(c agent.Container, img *image) (SpecOptions, error
 		Capabilities: nodeCapabilities(),
 		NoSwapLimit:  !swapLimited(),
 		NoRealtime:   !realtimeShared(),
+		Kernel:       kernelRelease(),
+		AppArmor:     appArmorProfiles(),
 		Init:         r.c.Binary,
 	}
 	for _, d := range c.Template.Devices {
@@ -152,6 +154,34 @@ func (r *Runtime) specOptions(c agent.Container, img *image) (SpecOptions, error
 		o.BlockDevices = blockDevices(b)
 	}
 	return o, nil
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// appArmorProfiles are those that the kernel has loaded; nil when it has none.
+func appArmorProfiles() []string {
+	b, err := os.ReadFile("/sys/kernel/security/apparmor/profiles")
+	if err != nil {
+		return nil
+	}
+	return parseProfiles(string(b))
+}
+
+// parseProfiles reads lines of "NAME (MODE)".
+func parseProfiles(s string) []string {
+	var names []string
+	for line := range strings.Lines(s) {
+		if i := strings.LastIndex(line, " ("); i > 0 {
+			names = append(names, line[:i])
+		}
+	}
+	return names
 }
 
 // blockDevices looks up the devices that limits name; those that do not exist

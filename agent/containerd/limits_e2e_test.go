@@ -106,3 +106,22 @@ func TestSharedWithTheNode(t *testing.T) {
 		}
 	}
 }
+
+// TestSeccompProfile: the kernel holds a container to its own profile.
+func TestSeccompProfile(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	c := h.container("1-1", img, command("mkdir /a 2>&1 || echo $?; mkdir -p /proc/x 2>/dev/null; echo done"))
+	p, err := spec.ParseSeccompProfile([]byte(`{"defaultAction": "SCMP_ACT_ALLOW", "archMap": [{"architecture": "SCMP_ARCH_X86_64"}, {"architecture": "SCMP_ARCH_AARCH64"}],
+		"syscalls": [
+			{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28, "includes": {"minKernel": "4.8"}},
+			{"names": ["write"], "action": "SCMP_ACT_ERRNO", "includes": {"minKernel": "99.0"}}
+		]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Template.Seccomp = p
+	if out, _ := h.output(c); out != "mkdir: can't create directory '/a': No space left on device\n1\ndone\n" {
+		t.Errorf("output %q", out)
+	}
+}

@@ -29,6 +29,12 @@ type SpecOptions struct {
 	// it cannot share out real-time scheduling, NoBlockWeight that no scheduler of
 	// block devices weighs control groups.
 	NoSwapLimit, NoRealtime, NoBlockWeight bool
+	// Arch of the node, as Go names it, empty is that of this program, and the
+	// release of its Kernel.
+	Arch, Kernel string
+	// AppArmor are the profiles that the node's kernel has; nil when it has no
+	// AppArmor, or does not tell.
+	AppArmor []string
 	// Init is the path of the program on the node that is mounted as init.
 	Init string
 	// Devices are the device nodes of the node at, or below, the sources of
@@ -79,7 +85,7 @@ func Spec(c agent.Container, o SpecOptions) (*specs.Spec, error) {
 		Linux:       linux,
 		Annotations: annotations(c),
 	}
-	if linux.Seccomp, err = seccompProfile(s, t); err != nil {
+	if linux.Seccomp, err = seccompProfile(s, t, o); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -120,7 +126,7 @@ func annotations(c agent.Container) map[string]string {
 	return a
 }
 
-func specProcess(c agent.Container, o SpecOptions) (*specs.Process, error) {
+func specProcess(c agent.Container, node SpecOptions) (*specs.Process, error) {
 	t := &c.Template
 	args, err := processArgs(c)
 	if err != nil {
@@ -130,7 +136,7 @@ func specProcess(c agent.Container, o SpecOptions) (*specs.Process, error) {
 	if name == "" {
 		name = c.Image.User
 	}
-	user, err := resolveUser(name, t.GroupAdd, o.Passwd, o.Group)
+	user, err := resolveUser(name, t.GroupAdd, node.Passwd, node.Group)
 	if err != nil {
 		return nil, err
 	}
@@ -138,11 +144,11 @@ func specProcess(c agent.Container, o SpecOptions) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	caps, err := capabilities(t, o.Capabilities)
+	caps, err := capabilities(t, node.Capabilities)
 	if err != nil {
 		return nil, err
 	}
-	rlimits, err := processLimits(t.Ulimits, o.NoFile)
+	rlimits, err := processLimits(t.Ulimits, node.NoFile)
 	if err != nil {
 		return nil, err
 	}
@@ -165,9 +171,10 @@ func specProcess(c agent.Container, o SpecOptions) (*specs.Process, error) {
 		case "no-new-privileges":
 			p.NoNewPrivileges = value != "false"
 		case "apparmor":
-			p.ApparmorProfile = value
-			if value == "unconfined" {
+			if p.ApparmorProfile = value; value == "unconfined" {
 				p.ApparmorProfile = ""
+			} else if !slices.Contains(node.AppArmor, value) {
+				return nil, spec.Invalidf("security_opt: this node has no AppArmor profile %q; load it by apparmor_parser, or leave it out", value)
 			}
 		}
 	}

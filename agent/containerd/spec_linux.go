@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"wherry.dev/agent"
@@ -289,39 +288,4 @@ func capNames(key string, list []string) (names []string, all bool, err error) {
 		names = append(names, c)
 	}
 	return names, all, nil
-}
-
-// seccompProfile returns Docker's default profile, without the kernel's crypto
-// sockets and host sockets (AF_ALG, AF_VSOCK), without socketcall, behind which
-// the arguments of a 32-bit program's socket calls cannot be seen, and without
-// the x32 calls.
-func seccompProfile(s *specs.Spec, t *spec.Template) (*specs.LinuxSeccomp, error) {
-	confined := !t.Privileged
-	for _, o := range t.SecurityOpt {
-		switch key, value := securityOption(o); key {
-		case "seccomp":
-			if value != "unconfined" {
-				return nil, spec.Invalidf("security_opt: seccomp profiles of your own are not supported; leave it out for the default one, or use seccomp=unconfined")
-			}
-			confined = false
-		case "no-new-privileges", "systempaths", "apparmor":
-		case "label":
-			if value != "disable" {
-				return nil, spec.Invalidf("security_opt: SELinux labels are not supported; containers run without")
-			}
-		default:
-			return nil, spec.Invalidf("security_opt: %q is not known", o)
-		}
-	}
-	if !confined {
-		return nil, nil
-	}
-	p := seccomp.DefaultProfile(s)
-	// No distribution's programs use them, and they take a third of the time
-	// in which the OCI runtime compiles the profile for each start.
-	p.Architectures = slices.DeleteFunc(p.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
-	for i := range p.Syscalls {
-		p.Syscalls[i].Names = slices.DeleteFunc(p.Syscalls[i].Names, func(n string) bool { return n == "socketcall" })
-	}
-	return p, nil
 }

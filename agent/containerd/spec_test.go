@@ -43,6 +43,7 @@ func testContainer() agent.Container {
 func testOptions() SpecOptions {
 	return SpecOptions{
 		Passwd: []byte(testPasswd), Group: []byte(testGroup), CgroupParent: "/wherry-0123456789ab", Init: "/usr/bin/wherry",
+		Arch: "amd64", Kernel: "6.1.0-18-amd64", AppArmor: []string{"docker-default"},
 		Devices: []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}},
 	}
 }
@@ -166,6 +167,7 @@ var changes = map[string]func(*spec.Template){
 	"CapDrop":     func(t *spec.Template) { t.CapDrop = []string{"CHOWN"} },
 	"Privileged":  func(t *spec.Template) { t.Privileged = true },
 	"SecurityOpt": func(t *spec.Template) { t.SecurityOpt = []string{"no-new-privileges:false"} },
+	"Seccomp":     func(t *spec.Template) { t.Seccomp = &spec.SeccompProfile{DefaultAction: "SCMP_ACT_ALLOW"} },
 	"ReadOnly":    func(t *spec.Template) { t.ReadOnly = true },
 	"Init":        func(t *spec.Template) { t.Init = true },
 	"PIDMode":     func(t *spec.Template) { t.PIDMode = "host" },
@@ -432,7 +434,8 @@ func TestRefused(t *testing.T) {
 		{"sysctl of the node's queues", func(c *agent.Container) {
 			c.Template.IPCMode, c.Template.Sysctls = "host", map[string]string{"kernel.msgmax": "1"}
 		}},
-		{"own profile", func(c *agent.Container) { c.Template.SecurityOpt = []string{"seccomp=./p.json"} }},
+		{"profile left behind", func(c *agent.Container) { c.Template.SecurityOpt = []string{"seccomp=./p.json"} }},
+		{"AppArmor profile that the node lacks", func(c *agent.Container) { c.Template.SecurityOpt = []string{"apparmor=other"} }},
 		{"unknown option", func(c *agent.Container) { c.Template.SecurityOpt = []string{"magic"} }},
 		{"unknown limit", func(c *agent.Container) { c.Template.Ulimits = map[string]spec.Ulimit{"files": {}} }},
 		{"root as a mount", func(c *agent.Container) { c.Mounts = []agent.Mount{{Source: "/x", Target: "/"}} }},

@@ -14,6 +14,7 @@ func newInTemplate(s *spec.ServiceSpec) bool {
 	return t.HasData() || slices.ContainsFunc(t.Mounts, func(m spec.Mount) bool { return m.OnChange != "" || m.Render }) ||
 		t.Joins() != "" ||
 		t.Placeholders ||
+		t.Seccomp != nil ||
 		t.PostStart != nil || t.PreStop != nil ||
 		t.UTSMode != "" || t.CgroupMode != "" || t.Umask != nil || t.DeviceRules != nil ||
 		r.KeepOnOOM || r.Swappiness != nil || r.RealtimeRuntime != 0 || r.RealtimePeriod != 0 || r.BlockIO != nil

@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -33,6 +34,67 @@ func (c *conversion) namespaceMode(at path, mode string, same ...string) string 
 		c.refuse(at, "", "the mode %q does not exist, want host", mode)
 	}
 	return ""
+}
+
+// securityOpt returns the options in the form KEY=VALUE, and the profile of
+// calls that one of them names. Of two for one thing the last one holds.
+func (c *conversion) securityOpt(at path, opts []string) (out []string, profile *spec.SeccompProfile) {
+	for i, o := range opts {
+		key, value, ok := strings.Cut(o, "=")
+		if !ok {
+			key, value, _ = strings.Cut(o, ":")
+		}
+		where := at.index(i)
+		switch {
+		case key == "no-new-privileges" && slices.Contains([]string{"", "true", "false"}, value):
+			if value == "" {
+				value = "true"
+			}
+		case key == "seccomp" && value == "builtin": // the default
+			out, profile = dropOption(out, key), nil
+			continue
+		case key == "seccomp" && value == "unconfined":
+			profile = nil
+		case key == "seccomp" && value != "":
+			out, profile = dropOption(out, key), c.seccompProfile(where, value)
+			continue
+		case key == "apparmor" && value != "", key == "systempaths" && value == "unconfined":
+		case key == "label" && value == "disable":
+			continue // there are none
+		case key == "label":
+			c.refuse(where, leaveOut, "containers get no SELinux labels")
+			continue
+		default:
+			c.refuse(where, suggestion(key, "no-new-privileges", "seccomp", "apparmor", "systempaths"), "the option %q does not exist", o)
+			continue
+		}
+		out = append(dropOption(out, key), key+"="+value)
+	}
+	return out, profile
+}
+
+func dropOption(opts []string, key string) []string {
+	return slices.DeleteFunc(opts, func(o string) bool { return strings.HasPrefix(o, key+"=") })
+}
+
+// seccompProfile reads the file of a profile, which travels with the stack.
+func (c *conversion) seccompProfile(at path, name string) *spec.SeccompProfile {
+	file := c.resolve(name)
+	if !c.checkInputFile(at, file) {
+		return nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		c.refuse(at, "", "the file %s cannot be read: %s", c.display(file), reason(err))
+		return nil
+	}
+	p, err := spec.ParseSeccompProfile(b)
+	if err != nil {
+		c.refuse(at, "", "%s: %v", c.display(file), err)
+		return nil
+	}
+	c.origins[at[:2].key("template").key("seccomp").String()] = at
+	return p
 }
 
 var deviceRule = regexp.MustCompile(`^([acb]) ([0-9]{1,7}|\*):([0-9]{1,7}|\*) ([rwm]{1,3})$`)

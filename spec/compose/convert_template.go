@@ -57,7 +57,6 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 		CapAdd:      capabilities(s.CapAdd),
 		CapDrop:     capabilities(s.CapDrop),
 		Privileged:  s.Privileged,
-		SecurityOpt: c.securityOpt(at.key("security_opt"), s.SecurityOpt),
 		ReadOnly:    s.ReadOnly,
 		Init:        s.Init != nil && *s.Init,
 		PIDMode:     c.namespaceMode(at.key("pid"), s.Pid),
@@ -74,6 +73,7 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 	if s.StopGracePeriod != nil {
 		t.StopGrace = spec.Duration(*s.StopGracePeriod)
 	}
+	t.SecurityOpt, t.Seccomp = c.securityOpt(at.key("security_opt"), s.SecurityOpt)
 	c.attach(at, s, &t)
 	t.Mounts = c.mounts(at, s)
 	t.Placeholders = t.HoldsPlaceholders()
@@ -376,39 +376,6 @@ func capabilities(names []string) []string {
 			n = "CAP_" + n
 		}
 		out = append(out, n)
-	}
-	return out
-}
-
-// securityOpt returns the options in the form KEY=VALUE.
-func (c *conversion) securityOpt(at path, opts []string) []string {
-	var out []string
-	for i, o := range opts {
-		key, value, ok := strings.Cut(o, "=")
-		if !ok {
-			key, value, _ = strings.Cut(o, ":")
-		}
-		switch {
-		case key == "no-new-privileges" && slices.Contains([]string{"", "true", "false"}, value):
-			if value == "" {
-				value = "true"
-			}
-		case key == "seccomp" && value == "builtin":
-			continue // the default
-		case key == "seccomp" && value == "unconfined",
-			key == "apparmor" && value != "",
-			key == "systempaths" && value == "unconfined":
-		case key == "label":
-			c.noEffect(at.index(i), "containers get no SELinux labels")
-			continue
-		case key == "seccomp":
-			c.refuse(at.index(i), "use seccomp=unconfined, or leave it out for the default profile", "own seccomp profiles: %s", notBuilt)
-			continue
-		default:
-			c.refuse(at.index(i), suggestion(key, "no-new-privileges", "seccomp", "apparmor", "systempaths"), "the option %q does not exist", o)
-			continue
-		}
-		out = append(out, key+"="+value)
 	}
 	return out
 }

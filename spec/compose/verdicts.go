@@ -173,7 +173,7 @@ var resourceRows = []row{
 	{path: "services.*.cap_add"},
 	{path: "services.*.cap_drop"},
 	{path: "services.*.privileged"},
-	{path: "services.*.security_opt", note: "no-new-privileges, seccomp and apparmor (unconfined), systempaths=unconfined"},
+	{path: "services.*.security_opt", note: "no-new-privileges; seccomp: unconfined, or the file of a profile, which travels with the stack; apparmor: unconfined, or a profile that the node has, else it rejects the task; systempaths=unconfined; label=disable, as containers get no SELinux labels"},
 	{path: "services.*.credential_spec", verdict: Refused, note: onlyWindows, hint: leaveOut, subtree: true},
 	{path: "services.*.isolation", verdict: Refused, note: onlyWindows, hint: leaveOut, same: []string{"default"}},
 	{path: "services.*.cgroup", note: "host or private; by default private on nodes with cgroup v2 unless privileged, else host"},

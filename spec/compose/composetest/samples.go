@@ -68,7 +68,8 @@ func (p Pair) withConfig() Pair {
 
 // Auxiliary are files beside the stack file, for keys that name one.
 var Auxiliary = map[string]string{
-	"a.env": "A=1\n", "b.env": "A=2\n", "quoted.env": "A='b'\n", "a.label": "l=1\n", "b.label": "l=2\n",
+	"a.env": "A=1\n", "b.env": "A=2\n", "a.json": `{"defaultAction": "SCMP_ACT_ALLOW"}`, "b.json": `{"defaultAction": "SCMP_ACT_LOG"}`,
+	"quoted.env": "A='b'\n", "a.label": "l=1\n", "b.label": "l=2\n",
 	"a.yml": "services:\n  inc:\n    image: a:${A:-0}\n    env_file: [file.env]\n", "b.yml": "services:\n  inc:\n    image: b\n",
 	"file.env": "F=top\n", "sub/file.env": "F=sub\n", "base.yml": "services:\n  x:\n    image: fromx\n  y:\n    image: fromy\n",
 	"base2.yml": "services:\n  x:\n    image: fromx2\n", "a.conf": "a\n", "b.conf": "b\n",
@@ -226,7 +227,7 @@ var Samples = map[string]Pair{
 	"services.*.cap_add":           service("cap_add: [NET_ADMIN]", "cap_add: [CAP_SYS_TIME]"),
 	"services.*.cap_drop":          service("cap_drop: [ALL]", "cap_drop: [CHOWN]"),
 	"services.*.privileged":        service("privileged: true", "privileged: false"),
-	"services.*.security_opt":      service("security_opt: ['no-new-privileges:true']", "security_opt: [seccomp=unconfined]"),
+	"services.*.security_opt":      service("security_opt: [seccomp=a.json]", "security_opt: [seccomp=b.json]"),
 	"services.*.devices.[].source": service("devices: [/dev/a]", "devices: [{source: /dev/b, target: /dev/a, permissions: rwm}]"),
 	"services.*.devices.[].target": service("devices: ['/dev/a:/dev/b']", "devices: [{source: /dev/a, target: /dev/c}]"),
 	"services.*.devices.[].permissions": service("devices: ['/dev/a:/dev/b:r']",
