@@ -155,9 +155,7 @@ func TestSecretEnv(t *testing.T) {
 	for i, init := range []bool{false, true} {
 		id := spec.TaskID(fmt.Sprint("1-", i+1))
 		c := h.container(string(id), img, command(`echo "$A/$B" > /seen; echo $$ > /pid; exec sleep 1000`))
-		c.Template.Init, c.Template.User = init, "65534:65534"
-		c.Mounts = []agent.Mount{{Tmpfs: true, Target: "/seen-dir"}}
-		c.Template.User = ""
+		c.Template.Init = init
 		c.EnvFile = h.file(filepath.Join(dir, "env"), "A=over\x00B="+value+"\x00")
 		h.runTask(c)
 		waitFor(t, "the program", func() bool { return strings.Contains(h.sh(id, "cat /pid 2>/dev/null; true"), "\n") })
@@ -181,8 +179,8 @@ func TestSecretEnv(t *testing.T) {
 		if path == dir {
 			return filepath.SkipDir
 		}
-		if err != nil || !d.Type().IsRegular() || strings.Contains(path, "/snapshots/") {
-			return nil
+		if err != nil || !d.Type().IsRegular() || strings.Contains(path, "/snapshots/") || strings.Contains(path, "/rootfs/") {
+			return nil // what the program itself has written
 		}
 		if b, err := os.ReadFile(path); err == nil && bytes.Contains(b, []byte("hunter2")) {
 			t.Errorf("%s holds the secret", path)
