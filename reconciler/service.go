@@ -250,10 +250,15 @@ func without(list []*spec.Task, t *spec.Task) []*spec.Task {
 // A lost task goes earlier where it holds the address of a network that nobody
 // declares any more, which could not go before it.
 func (s *pass) trimHistory(pl *place) {
-	// A task that ends in this very plan is reaped by a later one.
+	// A task that ends in this very plan is reaped by a later one; what else is to
+	// change of one that goes does not matter any more.
 	reap := func(t *spec.Task) {
-		if t.Status.State.Terminal() && !slices.ContainsFunc(s.part.Change, func(c spec.TaskChange) bool { return c.Task == t.ID }) {
-			s.reap(t)
+		if !t.Status.State.Terminal() {
+			return
+		}
+		s.reap(t)
+		if s.reaped[t.ID] {
+			s.part.Change = slices.DeleteFunc(s.part.Change, func(c spec.TaskChange) bool { return c.Task == t.ID })
 		}
 	}
 	for len(pl.over) > keepHistory {

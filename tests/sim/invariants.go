@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -536,6 +537,8 @@ func (w *World) checkWanted() {
 			switch {
 			case w.dead != nil && t.Node == w.dead.id && !t.Status.State.Terminal():
 				w.checkDead(svc, t)
+			case t.Revision != svc.Revision && !t.Status.State.Terminal() && slices.ContainsFunc(slices.Collect(maps.Values(live)), waitsForOther):
+				// The update goes on when what the new tasks wait for is well.
 			case t.Revision != svc.Revision && !t.Status.State.Terminal():
 				if svc.Update.State != spec.UpdateUpdating && !(svc.Update.State == spec.UpdatePaused && mayEnd(svc)) || svc.Update.Message == "" { // no node fits the new one, and it says so
 					w.failf("task %s at %s of %s runs an old revision: %s", t.ID, place, svc.Key(), encode(svc.Update))
@@ -680,4 +683,9 @@ func (w *World) checkShuffled() {
 func (w *World) fixedStack() spec.Stack {
 	s := (&World{rng: New(7).rng}).stack("late", true)
 	return s
+}
+
+// waitsForOther reports whether a task waits for another service.
+func waitsForOther(t *spec.Task) bool {
+	return t.Status.State == spec.TaskPending && strings.HasPrefix(t.Status.Reason, "waits for service ")
 }
