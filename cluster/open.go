@@ -224,6 +224,7 @@ func (m *Member) openParts(ctx context.Context) error {
 			return err
 		}
 	}
+	m.port.echo.Store(&pathEcho{node: m.id, key: pathKey(m.keys.Gossip), removed: m.removed})
 	m.live = newLiveness(m.c.DownAfter, m.log)
 	m.managers = &managers{m: m}
 	m.gossip = newGossip(gossipConfig{

@@ -91,6 +91,8 @@ type port struct {
 	apiDoor, raftDoor, gossipDoor *door
 	// packets of gossip that have come in.
 	packets chan *memberlist.Packet
+	// echo answers path probes; nil until the key is known.
+	echo atomic.Pointer[pathEcho]
 
 	// http2 carries requests, upgrade those that become a plain stream. The
 	// host of a URL is the node's ID. http2 is another one as soon as the node
@@ -494,7 +496,7 @@ func (d *door) Close() error {
 func (d *door) Addr() net.Addr { return d.at }
 
 // readPackets takes gossip packets in; what nobody takes is dropped, as a
-// network does.
+// network does. Path probes are answered here.
 func (p *port) readPackets() {
 	buf := make([]byte, 1<<16)
 	for {
@@ -503,6 +505,14 @@ func (p *port) readPackets() {
 			return
 		}
 		if err != nil || n == 0 {
+			continue
+		}
+		if isPath(buf[:n]) {
+			if e := p.echo.Load(); e != nil {
+				if answer := e.answer(buf[:n], time.Now()); answer != nil {
+					_, _ = p.udp.WriteToUDPAddrPort(answer, from) // who asked asks again
+				}
+			}
 			continue
 		}
 		select {

@@ -30,6 +30,9 @@ type Config struct {
 	// other hosts reach it; zero while it is unknown. nil is never known. It is
 	// asked at every look at the kernel, and must not block.
 	Underlay func() netip.AddrPort
+	// MTU is the most in bytes that the underlay is taken to carry, whatever its
+	// device says; 0 is no bound.
+	MTU int
 	// DNS gets the resolvers and names; nil has no DNS.
 	DNS DNS
 	// Resync is the longest time between two looks at the kernel; 0 is 3 s.
@@ -312,7 +315,24 @@ func (h *Host) MTU() int {
 	if err != nil {
 		return 0
 	}
-	return seen.mtu
+	return h.c.bound(seen.mtu)
+}
+
+// bound is what the underlay carries, of what its device says; 0 is unknown.
+func (c Config) bound(mtu int) int {
+	if c.MTU > 0 && (mtu == 0 || mtu > c.MTU) {
+		return c.MTU
+	}
+	return mtu
+}
+
+// Paths returns the ways to all other hosts of this host's networks that are
+// held for alive, by node.
+func (h *Host) Paths() []Path {
+	h.mu.Lock()
+	nets := h.documentsLocked()
+	h.mu.Unlock()
+	return h.input(nets).paths()
 }
 
 // Ports returns what became of the ports that are to be published, by network;
@@ -463,7 +483,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	seen.recall(known)
 
 	h.mu.Lock()
-	in.MTU, in.Router6, in.Refused = cmp.Or(seen.mtu, h.mtu), seen.router6, map[Claim]bool{}
+	in.MTU, in.Router6, in.Refused = cmp.Or(h.c.bound(seen.mtu), h.mtu), seen.router6, map[Claim]bool{}
 	h.mtu = in.MTU
 	for c := range refused {
 		in.Refused[c] = true

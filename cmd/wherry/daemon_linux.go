@@ -22,6 +22,7 @@ import (
 	"wherry.dev/agent/keeper"
 	"wherry.dev/api"
 	"wherry.dev/cluster"
+	"wherry.dev/overlay"
 	"wherry.dev/spec"
 )
 
@@ -51,6 +52,7 @@ type daemonConfig struct {
 	recover         bool
 	instance        string // of this process
 	containerd      string
+	mtu             int // the most that the underlay carries; 0 is as its device says
 	logLevel        string
 }
 
@@ -78,6 +80,7 @@ func (a *app) addDaemon(root *cobra.Command) {
 	f.StringSliceVar(&c.peers, "peer", nil, "IP:PORT of any node of this cluster, should all known addresses be outdated")
 	f.BoolVar(&c.recover, "recover", false, "make this manager the only one: when the majority of managers is lost for ever")
 	f.StringVar(&c.containerd, "containerd", "", "socket of a running containerd to use instead of the own one")
+	f.IntVar(&c.mtu, "mtu", 0, "most bytes in a packet to other hosts, when less arrives than the device takes (default: as the device)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.AddCommand(cmd)
 }
@@ -151,6 +154,9 @@ func (c *daemonConfig) findToken(fromEnv string) error {
 func (c *daemonConfig) prepare(fromEnv string) error {
 	if err := c.findToken(fromEnv); err != nil {
 		return err
+	}
+	if c.mtu != 0 && (c.mtu < overlay.LeastMTU || c.mtu > overlay.MostMTU) {
+		return exitWith(exitUsage, "--mtu %d: want %d to %d bytes, or nothing for what the device takes", c.mtu, overlay.LeastMTU, overlay.MostMTU)
 	}
 	if c.join != "" && c.recover {
 		return exitWith(exitUsage, "--recover is for a manager that has lost the others, --join for a new node: only one of them")

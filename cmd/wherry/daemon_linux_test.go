@@ -25,6 +25,9 @@ func TestDaemonFlags(t *testing.T) {
 		"file, no address":  {daemonConfig{tokenFile: "/none"}, "belong together"},
 		"two tokens":        {daemonConfig{join: "10.0.0.1:4477", token: "T", tokenFile: "/none"}, "only one of them"},
 		"join and recover":  {daemonConfig{join: "10.0.0.1:4477", token: "T", recover: true}, "only one of them"},
+		"small packets":     {daemonConfig{mtu: 1279}, "want 1280 to 9000 bytes"},
+		"large packets":     {daemonConfig{mtu: 9001}, "want 1280 to 9000 bytes"},
+		"packets":           {daemonConfig{mtu: 1400}, ""},
 		"long run folder":   {daemonConfig{runDir: "/run/" + strings.Repeat("x", 200)}, "would not fit"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,6 +22,7 @@ type doctor struct {
 	member  *cluster.Member
 	told    *hearsay
 	network *overlay.Host
+	paths   *paths
 	child   *containerd.Daemon
 	runtime *containerd.Runtime
 	// own is this node's own socket for nodes.
@@ -39,7 +40,7 @@ func (d doctor) Checks(ctx context.Context) []api.Check {
 		{"daemon", single(func(context.Context) api.Check {
 			return well("daemon", d.member.Name(), "runs, %s, version %s", d.member.Role(), version)
 		})},
-		{"containerd", single(d.containerd)}, {"manager", d.managers}, {"certificate", single(d.certificate)}, {"network", d.networks},
+		{"containerd", single(d.containerd)}, {"manager", d.managers}, {"certificate", single(d.certificate)}, {"network", d.networks}, {"path", d.paths.checks},
 	}, h.looks()...))
 }
 

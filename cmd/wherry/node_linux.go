@@ -88,7 +88,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 		return err
 	}
 	var refused atomic.Bool // another host has this node's identity
-	network := overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Underlay: underlayOf(member), Logger: log.With("part", "network")})
+	network := overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Underlay: underlayOf(member), MTU: c.mtu, Logger: log.With("part", "network")})
 	host := agent.New(agent.Config{DataDir: c.dataDir, RunDir: c.runDir, Node: member.Node(), NodeName: c.name, Version: version,
 		Images: runtime, Runtime: runtime, Execer: runtime, Exchanger: runtime, Network: network, Logs: keep, Manager: managers,
 		Senders: senders{node: member.Node(), own: network, way: member.Transport, told: told}, MTU: network.MTU,
@@ -107,7 +107,8 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	ctx, endWork := context.WithCancel(ctx)
 	defer endWork()
 	gone := &leaver{member: member, managers: managers, host: host, network: network, end: endWork, log: log}
-	look := doctor{c: c, member: member, told: told, network: network, child: child, runtime: runtime, own: own}
+	ways := &paths{ways: network.Paths, try: member.Path, name: told.name, log: log.With("part", "paths")}
+	look := doctor{c: c, member: member, told: told, network: network, paths: ways, child: child, runtime: runtime, own: own}
 	srvConfig := server.Config{Resolver: resolver{runtime}, Nodes: nodes{member, own},
 		Images: images{runtime}, Tasks: tasks{host, runtime, c.dataDir}, Network: network, ContentKey: member.ContentKey(),
 		Leaver: gone, Doctor: look.Checks, Registry: runtime.Registry(), Caller: callerOf(member), Managers: told.managers, Members: told.nodes,
@@ -143,6 +144,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	work.Go(func() error { return keep.Run(workCtx) })
 	work.Go(func() error { return network.Run(workCtx) })
 	work.Go(func() error { return host.Run(workCtx) })
+	work.Go(func() error { return ways.Run(workCtx) })
 	s := session{node: member.Node(), member: member, managers: managers, network: network, host: host, told: told, gone: gone, refused: &refused, log: log}
 	work.Go(func() error { return s.follow(workCtx) })
 	work.Go(func() error { return s.beat(workCtx) })

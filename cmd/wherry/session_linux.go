@@ -39,6 +39,16 @@ func (h *hearsay) nodes() []api.Peer {
 	return nil
 }
 
+// name of a node as people know it; its ID as long as that is not known.
+func (h *hearsay) name(id spec.NodeID) string {
+	for _, p := range h.nodes() {
+		if p.ID == id {
+			return p.Name
+		}
+	}
+	return string(id)
+}
+
 // session is this node's tie to the managers.
 type session struct {
 	node     spec.NodeID

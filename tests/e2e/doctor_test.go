@@ -106,6 +106,24 @@ services:
 		healthy(t, worker)
 	})
 
+	l.Step(t, "full packets vanish on the way", func(t *testing.T) {
+		l.Narrow(worker, 1400)
+		defer l.Narrow(worker, 0)
+		finds(t, one, api.CheckFail, "path", worker.Name, "networks send up to 1500", "wherry daemon --mtu 140")
+		finds(t, worker, api.CheckFail, "path", one.Name, "networks send up to 1500", "wherry daemon --mtu 140")
+		worker.Stop()
+		worker.LaunchWith("--mtu", "1400")
+		worker.WaitReady()
+		for _, h := range c.Hosts {
+			healthy(t, h)
+		}
+		fullSize(t, members(t, c, "shop/web"), 1400)
+		worker.Stop()
+		l.Narrow(worker, 0)
+		worker.Start()
+		healthy(t, worker)
+	})
+
 	l.Step(t, "a port is taken", func(t *testing.T) {
 		thief := exec.Command("nsenter", "--net="+l.NSPath(one.Name), "--", "busybox", "nc", "-ll", "-p", "8081", "-e", "true")
 		if err := thief.Start(); err != nil {

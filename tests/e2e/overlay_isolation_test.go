@@ -247,10 +247,10 @@ func vxlanFrame(vni uint32, to net.HardwareAddr, ip string, port uint16, words s
 // overhead of a network between hosts, over IPv4.
 const overhead = 50
 
-// fullSize: packets as large as the network's MTU pass between all pairs
+// fullSize: packets as large as the network allows pass between all pairs
 // without being cut into pieces, and larger ones are refused at their sender.
-func fullSize(t *testing.T, c *lab.Cluster, underlay int) {
-	all := members(t, c, "pairs/a", "pairs/b")
+func fullSize(t *testing.T, all []lab.Member, underlay int) {
+	t.Helper()
 	const port, headers = 7012, 28
 	most := underlay - overhead
 	for _, a := range all {
@@ -320,7 +320,7 @@ func TestOverlayMTU(t *testing.T) {
 			load(t, c.Hosts[0], images.Must(t, image, ""))
 			withPairs(t, c, "")
 			everyPair(t, c)
-			fullSize(t, c, mtu)
+			fullSize(t, members(t, c, "pairs/a", "pairs/b"), mtu)
 			m, _ := quiet(t, 2*time.Second, func() []lab.Member { return members(t, c, "pairs/a", "pairs/b") })
 			m.Stop()
 		})

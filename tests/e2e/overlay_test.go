@@ -33,7 +33,7 @@ func TestOverlay(t *testing.T) {
 		{"endpoint changes", 1, endpointChanges},
 		{"rolling update under load", 1, rolling},
 		{"isolation", 1, isolation},
-		{"full-size packets", 1, func(t *testing.T, c *lab.Cluster) { fullSize(t, c, 1500) }},
+		{"full-size packets", 1, func(t *testing.T, c *lab.Cluster) { fullSize(t, members(t, c, "pairs/a", "pairs/b"), 1500) }},
 		{"without and with bridge-nf", 1, bridgeNF},
 		{"tampering", 1, tampering},
 		{"another address of a host", 2, otherAddress},

@@ -68,6 +68,19 @@ func (l *Lab) MTU(bytes int) {
 	}
 }
 
+// Narrow makes the switch carry less to and from a host than the host's own
+// device takes, without a word to anybody; 0 is as much again. Some bytes more
+// than that may still pass.
+func (l *Lab) Narrow(h *Host, bytes int) {
+	l.t.Helper()
+	if bytes == 0 {
+		bytes = max(l.mtu, 1500)
+	}
+	// A bridge follows the least of its ports, unless it is told.
+	l.ip("-n", l.ns("sw"), "link", "set", port(h.Name), "mtu", fmt.Sprint(bytes))
+	l.ip("-n", l.ns("sw"), "link", "set", "br0", "mtu", fmt.Sprint(max(l.mtu, 1500)))
+}
+
 // cable sets both ends of a host's cable to the lab's MTU. The bridge follows
 // the least of its ports.
 func (l *Lab) cable(name string) {
