@@ -40,7 +40,7 @@ type hostLook struct {
 	port            uint16 // of the API
 	// running: this process is the daemon.
 	running bool
-	// networks says whether the host has any, six whether one of them needs IPv6.
+	// networks says whether the host has any, six whether it needs IPv6.
 	networks, six bool
 	// firewalls returns those in the way.
 	firewalls func() ([]overlay.FirewallProblem, error)
@@ -400,14 +400,12 @@ func askServer(ctx context.Context, server string) (time.Duration, error) {
 }
 
 func (h hostLook) settings(context.Context) []api.Check {
-	const forward, forward6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
+	// Whether IPv6 is forwarded depends on single links; the network loop knows.
+	const forward = "net.ipv4.ip_forward"
 	_, err := os.Stat("/proc/sys/net/ipv6")
 	out := []api.Check{
 		judgeForwarding(forward, sysctl(forward), h.running, h.networks),
 		judgeIPv6(err == nil, sysctl("net.ipv6.conf.all.disable_ipv6") == "1", h.six),
-	}
-	if h.six && err == nil {
-		out = append(out, judgeForwarding(forward6, sysctl(forward6), h.running, h.networks))
 	}
 	const filter = "net.bridge.bridge-nf-call-iptables"
 	return append(out, judgeBridgeFilter(filter, sysctl(filter)))
