@@ -89,6 +89,7 @@ type Leftover struct {
 // pinned ones.
 func Leftovers(s *store.Snapshot, node spec.NodeID, now time.Time) []Leftover {
 	p := newPlanner(s, now.Round(0).UTC())
+	p.numberNetworks() // as the next plan will
 	passes := map[string]*pass{}
 	var out []Leftover
 	for _, t := range s.TasksOn(node) {

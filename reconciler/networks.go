@@ -18,9 +18,13 @@ type outside struct {
 	node   string // name
 }
 
-// findOutside reads what the nodes tell of that, in their order.
+// findOutside reads what the nodes tell of that, in their order. Their own
+// addresses need not be in it.
 func (p *planner) findOutside() {
 	for _, n := range p.nodeList {
+		if ip, ok := underlayIP(n); ok && !ip.IsLoopback() {
+			p.outside = append(p.outside, outside{netip.PrefixFrom(ip, ip.BitLen()), p.nodeName(n.ID)})
+		}
 		for _, text := range strings.Split(n.Info.Subnets, ",") {
 			if subnet, err := netip.ParsePrefix(text); err == nil {
 				p.outside = append(p.outside, outside{subnet.Masked(), p.nodeName(n.ID)})

@@ -259,7 +259,7 @@ func (s *pass) taskTrouble(name string, t *spec.Task) trouble {
 	case unplaced(t):
 		return trouble{impaired, name + " cannot be placed: " + st.Reason}
 	case st.State != spec.TaskPending && !s.nodeUp(t.Node):
-		return trouble{impaired, name + ": node " + s.nodeName(t.Node) + " is down" + suffix(s.addressRoom(nil))}
+		return trouble{impaired, name + ": node " + s.nodeName(t.Node) + " is down" + suffix(cmp.Or(s.missing(), s.addressRoom(nil)))}
 	case len(st.Attempts) > 0 && st.Attempts[len(st.Attempts)-1].Failed():
 		return trouble{impaired, name + ": " + ending(t)}
 	case st.Health == spec.HealthUnhealthy:
