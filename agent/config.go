@@ -59,6 +59,9 @@ type Config struct {
 	// MTU tells what a node info says of the device that holds the node's address;
 	// 0 is unknown. It is asked at the start and at every resync. nil: unknown.
 	MTU func() int
+	// Subnets tells what a node info says of what the host reaches by other ways
+	// than our networks. It is asked when MTU is, by one goroutine. nil: nothing.
+	Subnets func() string
 	// Settle is how long after the start of Run no process is started on the
 	// word of the stored document alone: a manager may know better. The first
 	// document that is told ends it. 10 s when 0.

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -522,12 +523,16 @@ func TestLeaveTellsWhatIsLeft(t *testing.T) {
 	})
 }
 
-// TestMTUIsReported: with what else the node is, and again when it changes.
+// TestMTUIsReported: with what else the node is and reaches, and again when one
+// of them changes.
 func TestMTUIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t, forever)
 		var mtu, reports atomic.Int64
-		n.configure = func(c *agent.Config) { c.MTU = func() int { return int(mtu.Load()) } }
+		n.configure = func(c *agent.Config) {
+			c.MTU = func() int { return int(mtu.Load() &^ 1) }
+			c.Subnets = func() string { return fmt.Sprint(mtu.Load() & 1) }
+		}
 		n.before(func(_ context.Context, op string, _ spec.TaskID) error {
 			if op == "Report" {
 				reports.Add(1)
@@ -539,10 +544,10 @@ func TestMTUIsReported(t *testing.T) {
 		if i := n.host.Info(); i == nil || i.MTU != 0 || i.Memory == 0 {
 			t.Fatalf("before it is known: %+v", i)
 		}
-		for i, m := range []int64{1500, 1400} {
+		for i, m := range []int64{1500, 1400, 1401} { // the last bit stands for the subnets
 			mtu.Store(m)
 			settle(30 * time.Second)
-			if info := n.host.Info(); int64(info.MTU) != m || info.Memory == 0 || reports.Load() != int64(i)+2 {
+			if info := n.host.Info(); int64(info.MTU) != m&^1 || info.Subnets != fmt.Sprint(m&1) || info.Memory == 0 || reports.Load() != int64(i)+2 {
 				t.Errorf("MTU %d: %d reports, %+v", m, reports.Load(), info)
 			}
 		}

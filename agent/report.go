@@ -125,8 +125,8 @@ func (r *reporter) putBack(p spec.Report) {
 	}
 }
 
-// watchInfo reports what the node is, now and whenever its identity or the MTU
-// of its network changes.
+// watchInfo reports what the node is, now and whenever its identity, the MTU of
+// its network or what the host reaches changes.
 func (a *Agent) watchInfo(ctx context.Context, info spec.NodeInfo) {
 	look := time.NewTicker(a.c.Resync)
 	defer look.Stop()
@@ -137,6 +137,9 @@ func (a *Agent) watchInfo(ctx context.Context, info spec.NodeInfo) {
 		}
 		if a.c.MTU != nil {
 			info.MTU = a.c.MTU()
+		}
+		if a.c.Subnets != nil {
+			info.Subnets = a.c.Subnets()
 		}
 		if again || info != told {
 			a.report.nodeInfo(info)

@@ -137,6 +137,8 @@ type ServiceInfo struct {
 type VIP struct {
 	Network string `json:"network"` // cluster-wide name
 	Address string `json:"address"` // without prefix length
+	// Address6 is the IPv6 one; empty where the network has none.
+	Address6 string `json:"address6,omitempty"`
 }
 
 // ServiceDetail is the answer of "service.get".
@@ -149,7 +151,8 @@ type ServiceDetail struct {
 }
 
 // TaskInfo is a task with all names resolved. Fields of the same JSON name
-// take the place of the embedded task's.
+// take the place of the embedded task's. Addresses are "ip/prefix", by network,
+// the IPv6 one of each after that of IPv4.
 type TaskInfo struct {
 	spec.Task
 	Name string `json:"name"`

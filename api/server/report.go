@@ -10,6 +10,7 @@ import (
 // The most that one node may write into the state, in bytes and numbers.
 const (
 	maxInfo   = 256  // of each word of a node on itself
+	maxRoutes = 4096 // of the subnets that it reaches
 	maxReason = 1024 // of each text for people
 	maxPorts  = 4096
 	maxLines  = 5   // of output, per attempt
@@ -26,9 +27,12 @@ func bound(rep *spec.Report) error {
 			{"boot", i.Boot}, {"issuer", i.Issuer}, {"trusts", i.Trusts},
 		} {
 			if len(w.text) > maxInfo {
-				return spec.Invalidf("report of node %s: info.%s has %d bytes, more than %d; nothing of the report was taken", cut(string(rep.Node), maxInfo), w.name, len(w.text), maxInfo)
+				return tooLong(rep, w.name, len(w.text), maxInfo)
 			}
 		}
+	}
+	if i := rep.Info; i != nil && len(i.Subnets) > maxRoutes {
+		return tooLong(rep, "subnets", len(i.Subnets), maxRoutes)
 	}
 	if rep.Ports != nil {
 		ports := (*rep.Ports)[:min(len(*rep.Ports), maxPorts)]
@@ -53,6 +57,10 @@ func bound(rep *spec.Report) error {
 		}
 	}
 	return nil
+}
+
+func tooLong(rep *spec.Report, name string, has, limit int) error {
+	return spec.Invalidf("report of node %s: info.%s has %d bytes, more than %d; nothing of the report was taken", cut(string(rep.Node), maxInfo), name, has, limit)
 }
 
 // cut shortens s to n bytes, and says so at its end.

@@ -58,6 +58,10 @@ func TestReportBounds(t *testing.T) {
 	if want := fmt.Sprintf("report of node %s: info.kernel has 257 bytes, more than 256", testNode); !errors.Is(err, spec.ErrInvalid) || !strings.Contains(err.Error(), want) {
 		t.Errorf("long info: %v, want %q", err, want)
 	}
+	err = w.node.Report(t.Context(), spec.Report{Node: testNode, Info: &spec.NodeInfo{Subnets: strings.Repeat("1", 4097)}})
+	if !errors.Is(err, spec.ErrInvalid) || !strings.Contains(err.Error(), "info.subnets has 4097 bytes, more than 4096") {
+		t.Errorf("long subnets: %v", err)
+	}
 	if after := w.store.Snapshot().Node(testNode).Info; after != before {
 		t.Errorf("info: %+v", after)
 	}

@@ -280,8 +280,13 @@ func (s *Server) sessionReport(w http.ResponseWriter, r *http.Request) error {
 	if string(rep.Node) != r.PathValue("node") {
 		return spec.Invalidf("report of node %s in the session of node %s", rep.Node, r.PathValue("node"))
 	}
-	if rep.Info != nil && s.Store.Snapshot().Format() < store.MTUFormat {
-		rep.Info.MTU = 0 // the rest of the report must not be refused for it
+	if format := s.Store.Snapshot().Format(); rep.Info != nil { // the rest of the report must not be refused for what is too new
+		if format < store.MTUFormat {
+			rep.Info.MTU = 0
+		}
+		if format < store.AddressFormat {
+			rep.Info.Subnets = ""
+		}
 	}
 	if _, err := s.propose(r.Context(), store.Command{Reports: &store.Reports{Reports: []spec.Report{rep}}}); err != nil {
 		return err

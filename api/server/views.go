@@ -25,7 +25,7 @@ func serviceInfo(snap *store.Snapshot, sv reconciler.ServiceStatus) api.ServiceI
 		if n := snap.Network(v.Network); n != nil {
 			name = n.Name
 		}
-		out.VIPs = append(out.VIPs, api.VIP{Network: name, Address: v.Address})
+		out.VIPs = append(out.VIPs, api.VIP{Network: name, Address: v.Address, Address6: v.Address6})
 	}
 	return out
 }
@@ -124,6 +124,9 @@ func taskInfo(snap *store.Snapshot, t *spec.Task) api.TaskInfo {
 	}
 	for _, a := range t.Addresses {
 		out.Addresses = append(out.Addresses, a.IP)
+		if a.IP6 != "" {
+			out.Addresses = append(out.Addresses, a.IP6)
+		}
 	}
 	if sv := snap.Service(t.Stack, t.Service); sv != nil {
 		out.Current = sv.Revision == t.Revision

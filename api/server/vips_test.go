@@ -18,10 +18,10 @@ func TestVIPsAreShown(t *testing.T) {
 	plain := svc
 	plain.EndpointMode = spec.EndpointDNSRR
 	w.must(store.Command{PutStack: &store.PutStack{Stack: spec.Stack{Name: "shop",
-		Networks: map[string]spec.NetworkSpec{"front": {Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: "10.8.0.0/24"}}, "back": {Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: "10.8.1.0/24"}, Internal: true}},
+		Networks: map[string]spec.NetworkSpec{"front": {Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: "10.8.0.0/24"}}, "back": {Driver: spec.DriverOverlay, Pool: spec.Pool{Subnet: "10.8.1.0/24"}, Internal: true, IPv6: &spec.Pool{Subnet: "fd08::/64"}}},
 		Services: map[string]spec.ServiceSpec{"web": svc, "rr": plain}}}})
 	w.settle()
-	want := []api.VIP{{Network: "shop_front", Address: "10.8.0.4"}, {Network: "shop_back", Address: "10.8.1.4"}}
+	want := []api.VIP{{Network: "shop_front", Address: "10.8.0.4"}, {Network: "shop_back", Address: "10.8.1.4", Address6: "fd08::4"}}
 	l, err := w.client.Services(t.Context(), "shop")
 	if err != nil {
 		t.Fatal(err)
@@ -35,12 +35,15 @@ func TestVIPsAreShown(t *testing.T) {
 	if err != nil || !slices.Equal(d.VIPs, want) {
 		t.Errorf("service inspect: %+v, %v", d.VIPs, err)
 	}
+	if got := d.Tasks[0].Addresses; !slices.Equal(got, []string{"10.8.0.3/24", "10.8.1.3/24", "fd08::3/64"}) {
+		t.Errorf("the addresses of a task are %v", got)
+	}
 }
 
-// TestMTUWaitsForFormat: a state that other managers must be able to read does
-// not take the MTU, and the rest of the report is taken. The node is told when it
+// TestInfoWaitsForFormat: a state that other managers must be able to read does
+// not take the MTU, nor the subnets, and the rest of the report is taken. The node is told when it
 // may tell it.
-func TestMTUWaitsForFormat(t *testing.T) {
+func TestInfoWaitsForFormat(t *testing.T) {
 	w := newWorld(t, func(c *Config) {
 		old := store.New()
 		for i, cmd := range []store.Command{
@@ -63,7 +66,7 @@ func TestMTUWaitsForFormat(t *testing.T) {
 	w.index = 3
 	report := func() spec.NodeInfo {
 		t.Helper()
-		if err := w.node.Report(t.Context(), spec.Report{Node: testNode, Info: &spec.NodeInfo{OS: "linux", Format: store.Format, MTU: 1450}}); err != nil {
+		if err := w.node.Report(t.Context(), spec.Report{Node: testNode, Info: &spec.NodeInfo{OS: "linux", Format: store.Format, MTU: 1450, Subnets: "10.0.0.0/16"}}); err != nil {
 			t.Fatal(err)
 		}
 		return w.store.Snapshot().Node(testNode).Info
@@ -74,14 +77,18 @@ func TestMTUWaitsForFormat(t *testing.T) {
 	}
 	var o outline
 	_, turn := o.look(w.store)
-	if got := report(); got.Format != store.Format || got.MTU != 0 || told() >= store.MTUFormat {
+	if got := report(); got.Format != store.Format || got.MTU != 0 || got.Subnets != "" || told() >= store.MTUFormat {
 		t.Errorf("%+v, told of format %d", got, told())
+	}
+	w.must(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "c", Incarnation: 1, Format: store.AddressFormat - 1}})
+	if got := report(); got.MTU != 1450 || got.Subnets != "" {
+		t.Errorf("in format %d: %+v", store.AddressFormat-1, got)
 	}
 	w.must(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "c", Incarnation: 1, Format: store.Format}})
 	if o.look(w.store); !o.changed(testNode, nil, turn) || told() != store.Format {
 		t.Errorf("told of format %d", told())
 	}
-	if got := report(); got.MTU != 1450 {
+	if got := report(); got.MTU != 1450 || got.Subnets != "10.0.0.0/16" {
 		t.Errorf("%+v", got)
 	}
 }
