@@ -539,7 +539,15 @@ func TestOnlyMembersGetIn(t *testing.T) {
 			f.want(m.ns, "tcp", away+":4477", "host 2 "+seen(own))
 			f.want(one, "tcp", away+":80", "host 2 "+seen(own)) // the way is there
 			f.want(one, "tcp", own+":80", f.say("host 1 10.9.1.2"))
-			f.want(m.ns, "tcp", cloud+":80", "host 1 "+seen(cloud))
+			reached := func(ns, addr, answer string) { // a new address takes a moment
+				f.eventually(addr+" is there", func() error {
+					if got, err := ask(ns, "tcp", addr); err != nil || got != answer {
+						return fmt.Errorf("got %q, %v", got, err)
+					}
+					return nil
+				})
+			}
+			reached(m.ns, cloud+":80", "host 1 "+seen(cloud))
 			closed := []string{away + ":4477", own + ":4477", gateway + ":4477", cloud + ":80"}
 			if six {
 				f.want(m.ns, "tcp", "[fe80::57:ff:fe00:1%wbr-1-1]:80", "host 1 fe80::57:ff:fe00:1")
@@ -547,7 +555,7 @@ func TestOnlyMembersGetIn(t *testing.T) {
 				m.sh("ip -6 route add fd20:ce::254/128 via fd00::12") // a cloud's, beyond the host
 				f.members[1].sh("ip addr add fd20:ce::254/128 dev lo nodad; ip addr add fd20:ce::253/128 dev lo nodad")
 				m.sh("ip -6 route add fd20:ce::253/128 via fd00::12")
-				f.want(one, "tcp", "[fd20:ce::253]:80", "host 2 fd00::11")
+				reached(one, "[fd20:ce::253]:80", "host 2 fd00::11")
 				closed = append(closed, "[fd20:ce::254]:80")
 			}
 			for _, addr := range closed {

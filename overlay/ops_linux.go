@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -21,6 +19,7 @@ func (k *linuxKernel) apply(ops []Op) []error {
 	errs := make([]error, len(ops))
 	doomed := false
 	var fresh []Addr
+	find := k.finder()
 	for i := 0; i < len(ops); i++ {
 		if isNFT(ops[i]) {
 			end := i + 1
@@ -79,16 +78,17 @@ func (k *linuxKernel) apply(ops []Op) []error {
 			i--
 			continue
 		}
-		if err := k.applyOne(ops[i]); err != nil {
+		if err := k.applyOne(ops[i], find); err != nil {
 			errs[i] = fmt.Errorf("%s: %w", ops[i], err)
 		} else if a, ok := ops[i].Object.(Addr); ok && ops[i].Verb == Add {
 			fresh = append(fresh, a)
 		}
-		if _, ok := ops[i].Object.(*LinkChange); ok && ops[i].Verb == Delete {
-			doomed = true
+		if _, ok := ops[i].Object.(*LinkChange); ok {
+			doomed = doomed || ops[i].Verb == Delete
+			find = k.finder()
 		}
 	}
-	k.listen(fresh)
+	settleAddrs(fresh, find)
 	if doomed {
 		select {
 		case k.reap <- struct{}{}:
@@ -106,7 +106,7 @@ func isNFT(o Op) bool {
 	return false
 }
 
-func (k *linuxKernel) applyOne(o Op) error {
+func (k *linuxKernel) applyOne(o Op, find findLink) error {
 	switch x := o.Object.(type) {
 	case *LinkChange:
 		return k.applyLink(o.Verb, x)
@@ -119,9 +119,9 @@ func (k *linuxKernel) applyOne(o Op) error {
 	case Flow:
 		return k.forget(x)
 	case Addr:
-		return k.applyAddr(o.Verb, x)
+		return applyAddr(o.Verb, x, find)
 	case Route:
-		return k.addRoute(x)
+		return addRoute(x, find)
 	}
 	return fmt.Errorf("operation %T is not known", o.Object)
 }
@@ -147,6 +147,30 @@ func (k *linuxKernel) find(id LinkID) (*netlink.Handle, netlink.Link, error) {
 		return nil, nil, spec.Conflictf("link %s is not of this node", describe(l))
 	}
 	return h, l, nil
+}
+
+// findLink finds a link and what speaks to the kernel where it is.
+type findLink func(id LinkID) (*netlink.Handle, netlink.Link, error)
+
+// finder is find that asks once for each link. It is good for as long as no
+// link changes.
+func (k *linuxKernel) finder() findLink {
+	type found struct {
+		h *netlink.Handle
+		l netlink.Link
+	}
+	known := map[LinkID]found{}
+	return func(id LinkID) (*netlink.Handle, netlink.Link, error) {
+		f, ok := known[id]
+		if !ok {
+			var err error
+			if f.h, f.l, err = k.find(id); err != nil {
+				return nil, nil, err
+			}
+			known[id] = f
+		}
+		return f.h, f.l, nil
+	}
 }
 
 func (k *linuxKernel) applyLink(verb Verb, c *LinkChange) error {
@@ -450,8 +474,8 @@ func (k *linuxKernel) portFlags(h *netlink.Handle) (map[int]Port, error) {
 	return ports, nil
 }
 
-func (k *linuxKernel) applyAddr(verb Verb, a Addr) error {
-	h, l, err := k.find(a.Link)
+func applyAddr(verb Verb, a Addr, find findLink) error {
+	h, l, err := find(a.Link)
 	if err != nil {
 		return err
 	}
@@ -472,34 +496,26 @@ func (k *linuxKernel) applyAddr(verb Verb, a Addr) error {
 	return h.AddrReplace(l, addr)
 }
 
-// listen waits until IPv6 addresses that were added hear who asks for them. The
-// kernel joins the group that is asked by a work queue, and until then the first
-// question is lost, and the next one comes a second later. What is not heard of
-// in time is left to that.
-func (k *linuxKernel) listen(fresh []Addr) {
-	const tries, between = 100, time.Millisecond
-	groups := map[spec.TaskID][]string{} // :: namespace → lines of /proc/net/igmp6
+// settleAddrs waits until IPv6 addresses that were added are those of their
+// link. The kernel makes them so by a work queue: it joins the group in which
+// neighbours ask for an address, and then makes the route by which what comes for
+// it is taken in. A question before that is lost, and the next one comes a second
+// later. What takes longer is left to that.
+func settleAddrs(fresh []Addr, find findLink) {
+	const tries, between = 500, 200 * time.Microsecond
 	for _, a := range fresh {
-		if p, err := netip.ParsePrefix(a.IP); err == nil && p.Addr().Is6() {
-			b := p.Addr().As16()
-			groups[a.Link.NS] = append(groups[a.Link.NS], fmt.Sprintf(" %-15s ff0200000000000000000001ff%x ", a.Link.Name, b[13:]))
+		p, err := netip.ParsePrefix(a.IP)
+		if err != nil || p.Addr().Is4() {
+			continue
 		}
-	}
-	for ns, want := range groups {
-		wait := func() error {
-			for range tries {
-				b, err := os.ReadFile("/proc/thread-self/net/igmp6")
-				if err != nil || !slices.ContainsFunc(want, func(line string) bool { return !strings.Contains(string(b), line) }) {
-					return err
-				}
-				time.Sleep(between)
+		h, l, err := find(a.Link)
+		for i := 0; err == nil && i < tries; i++ {
+			var routes []netlink.Route
+			routes, err = h.RouteGetWithOptions(p.Addr().AsSlice(), &netlink.RouteGetOptions{OifIndex: l.Attrs().Index})
+			if len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+				break
 			}
-			return nil
-		}
-		if ns == "" {
-			_ = wait()
-		} else {
-			_ = k.spaces.within(ns, wait)
+			time.Sleep(between)
 		}
 	}
 }
@@ -508,8 +524,8 @@ func (k *linuxKernel) listen(fresh []Addr) {
 // with an IPv6 address.
 const prefixMetric = 256
 
-func (k *linuxKernel) addRoute(r Route) error {
-	h, l, err := k.find(r.Link)
+func addRoute(r Route, find findLink) error {
+	h, l, err := find(r.Link)
 	if err != nil {
 		return err
 	}
