@@ -64,7 +64,7 @@ func (w *worker) do(ctx context.Context, a action, in input) error {
 	case actDetach:
 		return w.detachNetwork(ctx)
 	case actFinish:
-		return w.finish(ctx)
+		return w.finish(ctx, in)
 	}
 	panic("agent: unknown action " + string(a))
 }
@@ -163,9 +163,16 @@ func (w *worker) attachAgain(ctx context.Context) error {
 func (w *worker) attachCall(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	netns, err := w.a.c.Network.Attach(ctx, w.a.sandbox(w.task, w.tmpl))
+	var netns string
+	var err error
+	if w.mem.Joins != "" {
+		netns, err = w.join()
+	} else {
+		netns, err = w.a.c.Network.Attach(ctx, w.a.sandbox(w.task, w.tmpl))
+	}
 	if err == nil {
 		w.net, w.netns = true, netns
+		w.setSpace(&netns)
 	}
 	return err
 }
@@ -476,8 +483,11 @@ func (w *worker) remove(ctx context.Context) error {
 func (w *worker) detachNetwork(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := w.a.c.Network.Detach(ctx, w.id); err != nil {
-		return err
+	w.setSpace(nil)
+	if w.mem.Joins == "" {
+		if err := w.a.c.Network.Detach(ctx, w.id); err != nil {
+			return err
+		}
 	}
 	w.detach, w.net = true, false
 	return nil
@@ -485,7 +495,7 @@ func (w *worker) detachNetwork(ctx context.Context) error {
 
 // finish removes the task's files and gives it its terminal state: from now on
 // nothing on this node belongs to it but its log.
-func (w *worker) finish(ctx context.Context) error {
+func (w *worker) finish(ctx context.Context, in input) error {
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := w.a.sinks.drop(cctx, w.id); err != nil {
@@ -511,6 +521,9 @@ func (w *worker) finish(ctx context.Context) error {
 	}
 	m := w.mem
 	m.end(spec.TaskStopped, "")
+	if in.headGone && m.Outcome == spec.TaskStopped && m.OutcomeReason == "" {
+		m.OutcomeReason = "task " + string(m.Joins) + ", whose network it shares, ends"
+	}
 	m.Attempt, m.Sink, m.Volumes, m.Contents, m.Files, m.Status.Files = nil, nil, nil, nil, nil, nil
 	m.Status.PID, m.Status.Health, m.Status.NextStart = 0, "", time.Time{}
 	m.Status.Reason = m.OutcomeReason

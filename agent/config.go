@@ -111,6 +111,7 @@ type Agent struct {
 	mu      sync.Mutex
 	wanted  *spec.Wanted               // newest; nil before the first
 	workers map[spec.TaskID]*worker    // :: every task wanted or remembered
+	joined  map[spec.TaskID][]*worker  // :: task → those of them that join it
 	busy    map[string]bool            // :: background removal under way
 	volGone map[spec.VolumeID]struct{} // instances whose absence was reported
 	heard   bool                       // wanted is not only from the disk
@@ -146,6 +147,7 @@ func New(c Config) *Agent {
 		look:    make(chan struct{}, 1),
 		starts:  make(chan struct{}, parallelStarts),
 		workers: map[spec.TaskID]*worker{},
+		joined:  map[spec.TaskID][]*worker{},
 		busy:    map[string]bool{},
 		volGone: map[spec.VolumeID]struct{}{},
 	}

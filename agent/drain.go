@@ -42,7 +42,7 @@ func (d *drain) state() (left int, tell bool) {
 // startDrain asks all hosts at once, in the background.
 func (w *worker) startDrain(ctx context.Context) {
 	w.stopProbe()
-	addrs := w.task.Addresses
+	addrs := w.served()
 	hosts := w.a.c.Senders.Senders(addrs)
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	d := &drain{cancel: cancel, end: time.Now().Add(drainTime), left: len(hosts)}

@@ -218,6 +218,7 @@ func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 	a := p.a
 	p.orderStops(w)
 	wanted := map[spec.TaskID]bool{}
+	heads := p.a.heads(w)
 	for i := range w.Tasks {
 		t := &w.Tasks[i]
 		tmpl, ok := w.Revisions[t.Revision]
@@ -233,19 +234,19 @@ func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 			m, remembered := p.memories[t.ID]
 			delete(p.memories, t.ID)
 			if !remembered {
-				m = memory{Task: t.ID, Status: t.Status}
+				m = memory{Task: t.ID, Status: t.Status, Joins: t.Joins}
 			}
 			wk = a.addWorker(m, !remembered)
-			wk.update(t, &tmpl, w.Volumes, svc, p.file.err)
+			wk.update(t, &tmpl, w.Volumes, svc, p.file.err, heads[t.Joins])
 			a.background.Go(func() { wk.loop(ctx) })
 			continue
 		}
-		wk.update(t, &tmpl, w.Volumes, svc, p.file.err)
+		wk.update(t, &tmpl, w.Volumes, svc, p.file.err, heads[t.Joins])
 	}
 	for id, m := range p.memories {
 		delete(p.memories, id)
 		wk := a.addWorker(m, false)
-		wk.update(nil, nil, nil, spec.WantedService{}, nil)
+		wk.update(nil, nil, nil, spec.WantedService{}, nil, nil)
 		a.background.Go(func() { wk.loop(ctx) })
 	}
 	forgot := p.given != nil && w.Incarnation > p.incarnation // a state restored from a copy knows less than it did
@@ -254,7 +255,7 @@ func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 	}
 	for id, wk := range a.snapshotWorkers() {
 		if !wanted[id] {
-			wk.update(nil, nil, nil, spec.WantedService{}, nil)
+			wk.update(nil, nil, nil, spec.WantedService{}, nil, nil)
 		}
 		if forgot {
 			wk.tellAgain()
@@ -278,13 +279,22 @@ func (a *Agent) addWorker(m memory, fresh bool) *worker {
 	wk := newWorker(a, m, fresh)
 	a.mu.Lock()
 	a.workers[m.Task] = wk
+	if m.Joins != "" {
+		a.joined[m.Joins] = append(a.joined[m.Joins], wk)
+	}
 	a.mu.Unlock()
 	return wk
 }
 
 func (a *Agent) removeWorker(id spec.TaskID) {
 	a.mu.Lock()
+	wk := a.workers[id]
 	delete(a.workers, id)
+	for head, list := range a.joined {
+		if a.joined[head] = slices.DeleteFunc(list, func(w *worker) bool { return w == wk }); len(a.joined[head]) == 0 {
+			delete(a.joined, head)
+		}
+	}
 	a.mu.Unlock()
 	a.stopTold(id)
 	a.tidy.Store(true)

@@ -34,6 +34,9 @@ type memory struct {
 	// Files are the versions that the present attempt has of those secrets and
 	// configs that change in running tasks, and was told of.
 	Files map[spec.DatumKey]spec.ContentID `json:"files,omitempty"`
+	// Joins is the task whose network it has; that is not removed before this one
+	// is over.
+	Joins spec.TaskID `json:"joins,omitempty"`
 	// Exclusive tasks run only while the node has a lease.
 	Exclusive bool `json:"exclusive,omitempty"`
 	// Attempt is the present one: about to be started, or running.

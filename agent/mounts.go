@@ -39,8 +39,10 @@ func LogDir(dataDir string, t spec.TaskID) string { return filepath.Join(dataDir
 // prepare makes everything of the node's file system that a container needs.
 // It may be repeated at any time. Errors of class spec.ErrInvalid cannot be
 // mended by repeating.
+//
+// The files that tell of the network are those of the task that has it.
 func (a *Agent) prepare(ctx context.Context, o orders, image *ImageConfig, had map[spec.DatumKey]spec.ContentID) (*prepared, error) {
-	t, tmpl, vols := o.task, o.tmpl, o.vols
+	t, tmpl, vols, net := o.task, o.tmpl, o.vols, o.network()
 	if err := checkFilled(tmpl); err != nil {
 		return nil, err
 	}
@@ -52,11 +54,11 @@ func (a *Agent) prepare(ctx context.Context, o orders, image *ImageConfig, had m
 	if err != nil {
 		return nil, err
 	}
-	gateways, err := a.gateways(t, tmpl)
+	gateways, err := a.gateways(net.task, net.tmpl)
 	if err != nil {
 		return nil, err
 	}
-	etc, err := compileEtc(t, tmpl, host, gateways)
+	etc, err := compileEtc(net.task, net.tmpl, host, gateways)
 	if err != nil {
 		return nil, err
 	}

@@ -76,6 +76,11 @@ type input struct {
 	retry map[action]time.Time
 	// hold is the time before which nothing is started; zero for none.
 	hold time.Time
+	// A task that joins another one, its head, has the network of that: headReady
+	// says that there is one, headGone that the head ends, and so the task does.
+	joins, headReady, headGone bool
+	// shared: a task that joins this one is not over.
+	shared bool
 	// exclusive tasks need a lease; leased: there is one, for long enough to
 	// start by it. leaseEnd is when a running one must have ended; zero when
 	// nobody knows.
@@ -152,7 +157,7 @@ func (in *input) hasEnded() bool {
 
 // stopping reports whether somebody wants the task to end.
 func (in *input) stopping() bool {
-	return !in.wanted || in.desired == spec.DesiredStopped || in.desired == spec.DesiredRemoved
+	return !in.wanted || in.desired == spec.DesiredStopped || in.desired == spec.DesiredRemoved || in.headGone
 }
 
 // ending reports whether the task is on its way to a terminal state: it has to
@@ -168,6 +173,8 @@ func (in *input) stepEnding(now time.Time) decision {
 		return in.terminate(now)
 	case in.run.State != "":
 		return in.try(actRemove, now)
+	case in.shared: // what joins it ends first
+		return decision{act: actWait}
 	case !in.detached:
 		return in.try(actDetach, now)
 	default:
@@ -211,7 +218,8 @@ func (in *input) preStop(now time.Time) (d decision, ok bool) {
 	return d, true
 }
 
-// terminate ends the process: drain, hooks, stop signal, grace, SIGKILL.
+// terminate ends the process: drain, the end of what joins it, hooks, stop
+// signal, grace, SIGKILL.
 func (in *input) terminate(now time.Time) decision {
 	m := &in.mem
 	switch {
@@ -220,6 +228,9 @@ func (in *input) terminate(now time.Time) decision {
 		return decision{act: actDrain}
 	case now.Before(in.drainEnd):
 		return decision{actWait, in.drainEnd}
+	}
+	if in.shared && in.stopping() && m.StopSent.IsZero() {
+		return decision{act: actWait}
 	}
 	if d, ok := in.preStop(now); ok {
 		return d
@@ -247,7 +258,7 @@ func (in *input) stepRunning(now time.Time) decision {
 		return in.terminate(now)
 	}
 	var next time.Time
-	if !in.network {
+	if !in.network && !in.waitsForHead() {
 		d := in.try(actAttach, now)
 		if d.act != actWait {
 			return d
@@ -303,6 +314,8 @@ func (in *input) stepStarting(now time.Time) decision {
 		return in.try(actMounts, now)
 	case in.stale && !now.Before(in.retry[actFiles]): // else it starts with what there is
 		return decision{act: actFiles}
+	case !in.network && in.waitsForHead():
+		return decision{act: actWait}
 	case !in.network:
 		return in.try(actAttach, now)
 	case in.run.State == "":
@@ -315,6 +328,9 @@ func (in *input) stepStarting(now time.Time) decision {
 		return in.try(actStart, now)
 	}
 }
+
+// waitsForHead reports whether there is no network yet that the task could join.
+func (in *input) waitsForHead() bool { return in.joins && !in.headReady }
 
 // try is a, unless a failed and must wait.
 func (in *input) try(a action, now time.Time) decision {

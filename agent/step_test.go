@@ -171,6 +171,19 @@ func TestStep(t *testing.T) {
 		{"remove what never started", input{known: true, wanted: true, desired: stop, mem: intended(), run: created}, decision{act: actRemove}},
 		{"detach", input{known: true, wanted: true, desired: stop, mem: idle()}, decision{act: actDetach}},
 		{"finish", input{known: true, wanted: true, desired: stop, mem: idle(), detached: true}, decision{act: actFinish}},
+		{"stop, shared", input{known: true, wanted: true, desired: stop, mem: alive(), run: running, shared: true}, decision{act: actWait}},
+		{"stop, shared and served", input{known: true, wanted: true, desired: stop, mem: alive(), run: running, shared: true, serves: true}, decision{act: actDrain}},
+		{"not wanted, shared", input{known: true, mem: alive(), run: running, shared: true}, decision{act: actWait}},
+		{"told to stop, shared", input{known: true, mem: func() memory { m := alive(); m.StopSent = at(-10); return m }(), run: running, signalled: true, shared: true}, decision{act: actKill}},
+		{"unhealthy, shared", input{known: true, wanted: true, desired: run, run: running, network: true, shared: true,
+			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning}, Attempt: &attempt{PID: 7, Unhealthy: "x"}}}, decision{act: actSignal}},
+		{"remove, shared", input{known: true, wanted: true, desired: stop, mem: idle(), run: stopped, shared: true}, decision{act: actRemove}},
+		{"detach, shared", input{known: true, wanted: true, desired: stop, mem: idle(), shared: true}, decision{act: actWait}},
+		{"join", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, joins: true, headReady: true}, decision{act: actAttach}},
+		{"join, no network there", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, joins: true}, decision{act: actWait}},
+		{"runs, network of its head not sure", input{known: true, wanted: true, desired: run, mem: alive(), run: running, joins: true, check: check}, decision{actWait, at(20)}},
+		{"head gone", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, joins: true, headGone: true}, decision{act: actSignal}},
+		{"head gone before it started", input{known: true, wanted: true, desired: run, mem: idle(), joins: true, headGone: true}, decision{act: actDetach}},
 		{"stop while backing off", input{known: true, wanted: true, desired: stop, run: stopped,
 			mem: memory{Status: spec.TaskStatus{State: spec.TaskRunning, NextStart: at(4)}}}, decision{act: actRemove}},
 		{"drained before it ran", input{known: true, wanted: true, desired: spec.DesiredDraining, run: created}, decision{act: actRemove}},
@@ -202,13 +215,13 @@ func TestStepInvariants(t *testing.T) {
 			for _, d := range desired {
 				for _, o := range outcomes {
 					for _, st := range statuses {
-						for bits := range 1 << 9 {
+						for bits := range 1 << 11 {
 							flag := func(i int) bool { return bools[bits>>i&1] }
 							in := input{
 								wanted: flag(0), desired: d, run: run, known: flag(1), fresh: flag(2),
 								image: flag(3), mounts: flag(3), network: flag(4), logs: flag(4), detached: flag(5), signalled: flag(6),
 								mem:    memory{Status: spec.TaskStatus{State: st}, Attempt: a, Outcome: o},
-								serves: flag(7), drained: flag(8),
+								serves: flag(7), drained: flag(8), shared: flag(9), joins: flag(10), headGone: flag(10) && flag(7),
 							}
 							n++
 							if err := checkStep(in, step(in, t0)); err != "" {
@@ -234,9 +247,9 @@ func checkStep(in input, d decision) string {
 		return "second container"
 	case slices.Contains(starting, d.act) && in.run.State == RunRunning:
 		return fmt.Sprintf("%s of a running container", d.act)
-	case slices.Contains(starting, d.act) && (!in.wanted || in.desired != spec.DesiredRunning || in.mem.Outcome != "" || in.mem.Status.State.Terminal()):
+	case slices.Contains(starting, d.act) && (!in.wanted || in.desired != spec.DesiredRunning || in.headGone || in.mem.Outcome != "" || in.mem.Status.State.Terminal()):
 		return fmt.Sprintf("%s of a task that is to end", d.act)
-	case (d.act == actSignal || d.act == actKill) && in.wanted && (in.desired == spec.DesiredRunning || in.desired == spec.DesiredDraining) &&
+	case (d.act == actSignal || d.act == actKill) && in.wanted && !in.headGone && (in.desired == spec.DesiredRunning || in.desired == spec.DesiredDraining) &&
 		in.mem.Outcome == "" && in.mem.Attempt.Unhealthy == "":
 		return fmt.Sprintf("%s of a task that is to run", d.act)
 	case d.act == actSignal && in.serves && !in.drained && in.wanted && in.mem.StopSent.IsZero() && in.stopping():
@@ -247,6 +260,8 @@ func checkStep(in input, d decision) string {
 		return "removal of a running container"
 	case (d.act == actDetach || d.act == actFinish || d.act == actForget) && in.run.State != "":
 		return fmt.Sprintf("%s before the container is gone", d.act)
+	case d.act == actDetach && in.shared:
+		return "the network of others is removed"
 	case d.act == actForget && in.wanted:
 		return "a wanted task is forgotten"
 	case d.act == actFinish && in.mem.Status.State.Terminal():

@@ -33,6 +33,8 @@ type worker struct {
 	stopSaid  time.Time          // since when the orders say stop; zero when they do not
 	// mem is written by the goroutine, under mu, since others read it.
 	mem memory
+	// space is where the task's network is, once it has one.
+	space *string
 
 	// The rest is the goroutine's own.
 	orders                   // as of the last observation
@@ -66,6 +68,8 @@ type orders struct {
 	svc  spec.WantedService
 	// unstored says why the document that wants the task is not on disk.
 	unstored error
+	// head is the task that this one joins, if it is wanted.
+	head *head
 }
 
 // halting reports whether the orders are anything but to run.
@@ -91,10 +95,10 @@ func newWorker(a *Agent, m memory, fresh bool) *worker {
 
 // update leaves the newest word of the managers; t is nil when they do not
 // want the task any more.
-func (w *worker) update(t *spec.Task, tmpl *spec.Template, vols []spec.Volume, svc spec.WantedService, unstored error) {
+func (w *worker) update(t *spec.Task, tmpl *spec.Template, vols []spec.Volume, svc spec.WantedService, unstored error, h *head) {
 	w.mu.Lock()
 	if w.said.wanted = t != nil; t != nil {
-		w.said = orders{true, t, tmpl, vols, svc, unstored}
+		w.said = orders{true, t, tmpl, vols, svc, unstored, h}
 	}
 	switch {
 	case !w.said.stopping():
@@ -223,6 +227,7 @@ func (w *worker) loop(ctx context.Context) {
 			}
 			w.fresh = false
 			w.settle(d.act, err)
+			w.wakeBeside()
 		}
 	}
 }
@@ -252,9 +257,11 @@ func (w *worker) observe() input {
 	} else {
 		w.publish()
 	}
+	beside := w.beside()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	in := input{
+		joins: beside.joins, headReady: beside.ready, headGone: beside.gone, shared: beside.shared,
 		wanted: w.wanted, mem: w.mem, run: w.run, known: w.known, fresh: w.fresh,
 		image: w.image, mounts: w.prep != nil, network: w.net, logs: w.logs, detached: w.detach,
 		probing: w.cancel != nil, hooking: w.hook != nil, signalled: w.signalled, retry: w.retry,
@@ -277,7 +284,7 @@ func (w *worker) observe() input {
 		in.drainEnd, in.drained = w.drain.end, left == 0
 	}
 	if w.task != nil {
-		in.serves = w.a.c.Senders != nil && len(w.task.Addresses) > 0
+		in.serves = w.a.c.Senders != nil && len(w.served()) > 0
 		in.desired = w.task.Desired
 		in.postStart = hooksLeft(w.tmpl, w.mem.Attempt)
 		in.check = resolveCheck(w.tmpl.Health, imageHealth(w.mem.Image))

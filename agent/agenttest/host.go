@@ -147,6 +147,11 @@ func (h *Host) Detach(ctx context.Context, t spec.TaskID) error {
 		return err
 	}
 	h.mu.Lock()
+	for id, c := range h.containers {
+		if c.spec.NetNS == "/netns/"+string(t) {
+			h.faults = append(h.faults, fmt.Sprintf("network of task %s removed under the container of task %s", t, id))
+		}
+	}
 	delete(h.netns, t)
 	h.mu.Unlock()
 	h.after("Detach", t)

@@ -91,6 +91,11 @@ func (h *Host) start(t spec.TaskID) (int, error) {
 		h.faults = append(h.faults, fmt.Sprintf("second process of task %s", t))
 		return 0, spec.Conflictf("container %s runs already", t)
 	}
+	if id, ok := strings.CutPrefix(c.spec.NetNS, "/netns/"); ok {
+		if _, ok := h.netns[spec.TaskID(id)]; !ok {
+			h.faults = append(h.faults, fmt.Sprintf("process of task %s without its network", t))
+		}
+	}
 	args := slices.Concat(c.spec.Template.Entrypoint, c.spec.Template.Command)
 	if len(args) != 3 || args[0] != "/bin/sh" {
 		return 0, spec.Invalidf("exec: %q: executable file not found in $PATH", strings.Join(args, " "))

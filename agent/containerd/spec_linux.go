@@ -117,7 +117,7 @@ func hasNetNS(c agent.Container) bool {
 func specSysctls(c agent.Container) (map[string]string, error) {
 	t := &c.Template
 	out := map[string]string{}
-	if hasNetNS(c) {
+	if hasNetNS(c) && t.Joins() == "" { // else they are set where the network is
 		// They take the place of the capabilities NET_RAW, for ping, and
 		// NET_BIND_SERVICE, for users other than root.
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
