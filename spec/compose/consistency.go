@@ -59,7 +59,7 @@ func (l *loading) checkReferences(at path, p *types.Project, s types.ServiceConf
 		}
 	}
 	for _, d := range slices.Sorted(maps.Keys(s.DependsOn)) {
-		if _, ok := p.Services[d]; ok {
+		if _, ok := p.Services[d]; ok || s.NetworkMode == joinPrefix+d { // that is told of network_mode
 			continue
 		}
 		_, disabled := p.DisabledServices[d]
@@ -139,7 +139,12 @@ func (l *loading) checkCycles(p *types.Project) (cheap bool) {
 		}
 		if i := slices.Index(open, name); i >= 0 {
 			cycle := append(slices.Clone(open[i:]), name)
-			l.refuse(path{"services", cycle[len(cycle)-2], "depends_on", name}, "remove one of the dependencies", "the services wait for each other: %s", strings.Join(cycle, " -> "))
+			from := cycle[len(cycle)-2]
+			if l.tree.get("services", from, "depends_on", name) == nil && p.Services[from].NetworkMode == joinPrefix+name {
+				l.refuse(path{"services", from, "network_mode"}, "give one of them a network", "the services share each other's network, or wait for it: %s", strings.Join(cycle, " -> "))
+				return 0
+			}
+			l.refuse(path{"services", from, "depends_on", name}, "remove one of the dependencies", "the services wait for each other: %s", strings.Join(cycle, " -> "))
 			return 0
 		}
 		open = append(open, name)

@@ -117,7 +117,7 @@ func refusedWithin(findings []Finding, p string) bool {
 
 // modelKeys are the Compose keys of fields of spec.Template and its resources.
 var modelKeys = map[string]string{
-	"env": "environment", "hostname": "hostname", "domainname": "domainname", "working_dir": "working_dir", "labels": "labels",
+	"env": "environment", "network_mode": "network_mode", "hostname": "hostname", "domainname": "domainname", "working_dir": "working_dir", "labels": "labels",
 	"annotations": "annotations", "mounts": "volumes", "networks": "networks", "dns": "dns", "dns_search": "dns_search", "dns_options": "dns_opt", "extra_hosts": "extra_hosts",
 	"health": "healthcheck", "stop_signal": "stop_signal", "stop_grace": "stop_grace_period", "ulimits": "ulimits",
 	"sysctls": "sysctls", "cap_add": "cap_add", "devices": "devices", "log": "logging", "platform": "platform", "image": "image",

@@ -69,14 +69,14 @@ func (c *conversion) attach(at path, s types.ServiceConfig, t *spec.Template) {
 		c.usedNetworks[defaultNetwork] = true
 		t.Networks = []spec.Attachment{{Network: defaultNetwork, Aliases: c.names(s, nil)}}
 		return
-	case strings.HasPrefix(mode, "service:"):
-		c.refuse(where, "put both services on one network and use their names", "sharing the network of another service: %s", notBuilt)
+	case strings.HasPrefix(mode, joinPrefix):
+		c.join(at, s, t)
 		return
 	case strings.HasPrefix(mode, "container:"):
 		c.refuse(where, "put both services on one network and use their names", "a container outside the stack may be on another node")
 		return
 	default:
-		c.refuse(where, suggestion(mode, "host", "none", "bridge"), "the mode %q does not exist, want host or none", mode)
+		c.refuse(where, suggestion(mode, "host", "none", "bridge"), "the mode %q does not exist, want host, none, bridge or service:NAME", mode)
 		return
 	}
 	for _, name := range byPriority(s.Networks) {
@@ -132,6 +132,9 @@ func (c *conversion) names(s types.ServiceConfig, aliases []string) []string {
 func (c *conversion) ports(at path, s types.ServiceConfig, mode string) []spec.Port {
 	if len(s.Ports) == 0 {
 		return nil
+	}
+	if strings.HasPrefix(s.NetworkMode, joinPrefix) {
+		return nil // refused
 	}
 	if mode != "" {
 		c.noEffect(at.key("ports"), "nothing is published: with the network mode %s the service has %s", mode,

@@ -53,7 +53,7 @@ var serviceRows = []row{
 	{path: "services.*.logging.driver", note: "json-file, local or none"},
 	{path: "services.*.logging.options", note: "max-size and max-file; others have no effect", subtree: true},
 
-	{path: "services.*.network_mode", note: "host, none and bridge (the stack's default network)"},
+	{path: "services.*.network_mode", note: "host, none, bridge (the stack's default network) and service:NAME (the network of the task of NAME in the same slot, on the same node; ports, hostname, dns and extra_hosts are set at NAME)"},
 	{path: "services.*.networks"},
 	{path: "services.*.networks.*"},
 	{path: "services.*.networks.*.aliases"},
