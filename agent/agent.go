@@ -147,12 +147,25 @@ type Mount struct {
 	// NonRecursive and Propagation as in spec.Mount.
 	NonRecursive bool
 	Propagation  string
+	// Tree makes the mounts below Source read-only, too.
+	Tree TreeMode
 	// Options are further mount options.
 	Options []string
 	// CopyUp fills Source from the image's folder at Target before the first
 	// start, keeping owners and modes, when Source is empty.
 	CopyUp bool
 }
+
+// TreeMode says whether a read-only mount takes the mounts below its source
+// along as read-only ones.
+type TreeMode int
+
+// The modes of trees.
+const (
+	TreeAsIs     TreeMode = iota
+	TreeReadOnly          // where kernel and OCI runtime can, else as it is
+	TreeStrict            // or class spec.ErrInvalid
+)
 
 // RunState is the state of a container's process.
 type RunState string

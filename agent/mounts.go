@@ -157,6 +157,7 @@ func (a *Agent) prepareMount(ctx context.Context, t *spec.Task, vols []spec.Volu
 	case spec.MountTmpfs:
 		out.Tmpfs, out.Options = true, tmpfsOptions(m)
 	case spec.MountBind:
+		out.Tree = treeMode(m)
 		out.Source, err = a.prepareBind(m)
 	case spec.MountContent:
 		out.ReadOnly = true
@@ -170,6 +171,16 @@ func (a *Agent) prepareMount(ctx context.Context, t *spec.Task, vols []spec.Volu
 		err = spec.Invalidf("mounts of type %q are not known to this node", m.Type)
 	}
 	return out, err
+}
+
+func treeMode(m spec.Mount) TreeMode {
+	switch {
+	case !m.ReadOnly, m.NonRecursive, m.Submounts == "writable":
+		return TreeAsIs
+	case m.Submounts == "readonly":
+		return TreeStrict
+	}
+	return TreeReadOnly
 }
 
 func (a *Agent) prepareBind(m spec.Mount) (string, error) {

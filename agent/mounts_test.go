@@ -28,6 +28,9 @@ func TestMounts(t *testing.T) {
 			{Type: spec.MountContent, Target: "/conf", Content: "hmac:1"},
 			{Type: spec.MountContent, Target: "/own", Content: "hmac:1", Mode: &mode},
 			{Type: spec.MountBind, Source: "/etc/hosts", Target: "/etc/hosts"},
+			{Type: spec.MountBind, Source: source, Target: "/strict", ReadOnly: true, Submounts: "readonly"},
+			{Type: spec.MountBind, Source: source, Target: "/loose", ReadOnly: true, Submounts: "writable"},
+			{Type: spec.MountBind, Source: source, Target: "/alone", ReadOnly: true, NonRecursive: true},
 		}
 		n.wanted.Volumes = []spec.Volume{{ID: "1-3", Name: "shop_data"}}
 		n.want(spec.DesiredRunning)
@@ -46,7 +49,10 @@ func TestMounts(t *testing.T) {
 		own := filepath.Join(n.run, "tasks", string(task), "content", "4")
 		for target, want := range map[string]agent.Mount{
 			"/data":            {Source: n.data + "/volumes/1-3/_data", CopyUp: true},
-			"/data/bind":       {Source: source, ReadOnly: true, Propagation: "rslave"},
+			"/data/bind":       {Source: source, ReadOnly: true, Propagation: "rslave", Tree: agent.TreeReadOnly},
+			"/strict":          {Source: source, ReadOnly: true, Tree: agent.TreeStrict},
+			"/loose":           {Source: source, ReadOnly: true},
+			"/alone":           {Source: source, ReadOnly: true},
 			"/tmp":             {Tmpfs: true},
 			"/conf":            {Source: n.data + "/contents/hmac-1/root", ReadOnly: true},
 			"/own":             {Source: own, ReadOnly: true},
@@ -56,11 +62,11 @@ func TestMounts(t *testing.T) {
 			"/etc/resolv.conf": {Source: n.run + "/tasks/1-1/resolv.conf"},
 		} {
 			m, ok := got[target]
-			if !ok || m.Source != want.Source || m.ReadOnly != want.ReadOnly || m.CopyUp != want.CopyUp || m.Tmpfs != want.Tmpfs || m.Propagation != want.Propagation {
+			if !ok || m.Source != want.Source || m.ReadOnly != want.ReadOnly || m.CopyUp != want.CopyUp || m.Tmpfs != want.Tmpfs || m.Propagation != want.Propagation || m.Tree != want.Tree {
 				t.Errorf("%s: %+v, want %+v", target, m, want)
 			}
 		}
-		if len(got) != 9 {
+		if len(got) != 12 {
 			t.Errorf("mounts: %+v", got)
 		}
 		if c.Mounts[len(c.Mounts)-1].Target == "/data" {

@@ -145,6 +145,10 @@ type Mount struct {
 	MustExist bool `json:"must_exist,omitempty"`
 	// NonRecursive: submounts of a bind are not carried along.
 	NonRecursive bool `json:"non_recursive,omitempty"`
+	// Submounts says of a read-only bind what becomes of the mounts below its
+	// source: "writable" leaves them as they are, "readonly" makes them read-only
+	// or fails, and empty makes them so where the node can.
+	Submounts string `json:"submounts,omitempty"`
 	// NoCopy: a new volume is not filled from the image's folder.
 	NoCopy bool `json:"no_copy,omitempty"`
 	// Subpath of the volume that is mounted instead of its root.

@@ -131,6 +131,10 @@ func (c *checker) mounts(at string, mounts []Mount) {
 func (c *checker) mount(at string, m Mount) {
 	c.notNegative(at+".size", m.Size)
 	oneOf(c, at+".propagation", m.Propagation, propagations...)
+	oneOf(c, at+".submounts", m.Submounts, "", "writable", "readonly")
+	if m.Submounts != "" && (m.Type != MountBind || !m.ReadOnly || m.NonRecursive) {
+		c.add(at+".submounts", "only a bind that is read-only and recursive says what becomes of the mounts below it")
+	}
 	if m.Mode != nil && *m.Mode > 0o7777 {
 		c.add(at+".mode", "%o is no file mode", *m.Mode)
 	}

@@ -21,7 +21,7 @@ func validStack() *Stack {
 					Mounts: []Mount{
 						{Type: MountVolume, Source: "data", Target: "/data", Subpath: "a/b"},
 						{Type: MountVolume, Target: "/anonymous"},
-						{Type: MountBind, Source: "/srv", Target: "/srv", Propagation: "rslave"},
+						{Type: MountBind, Source: "/srv", Target: "/srv", Propagation: "rslave", ReadOnly: true, Submounts: "readonly"},
 						{Type: MountTmpfs, Target: "/tmp", Size: 1 << 20},
 						{Type: MountContent, Target: "/etc/conf", Content: PlainContentID(nil), Mode: &mode},
 					},
@@ -147,6 +147,9 @@ func TestValidateStackRefuses(t *testing.T) {
 		{"mounts[5].subpath:", mount(Mount{Type: MountVolume, Source: "data", Target: "/x", Subpath: "../x"})},
 		{"mounts[5].source: \"./a\"", mount(Mount{Type: MountBind, Source: "./a", Target: "/x"})},
 		{"mounts[5].propagation:", mount(Mount{Type: MountBind, Source: "/a", Target: "/x", Propagation: "no"})},
+		{"mounts[5].submounts: \"some\"", mount(Mount{Type: MountBind, Source: "/a", Target: "/x", ReadOnly: true, Submounts: "some"})},
+		{"mounts[5].submounts: only", mount(Mount{Type: MountBind, Source: "/a", Target: "/x", Submounts: "writable"})},
+		{"mounts[5].submounts: only", mount(Mount{Type: MountTmpfs, Target: "/x", ReadOnly: true, Submounts: "writable"})},
 		{"mounts[5].source: a tmpfs", mount(Mount{Type: MountTmpfs, Source: "/a", Target: "/x"})},
 		{"mounts[5].size:", mount(Mount{Type: MountTmpfs, Target: "/x", Size: -1})},
 		{"mounts[5].content:", mount(Mount{Type: MountContent, Target: "/x", Content: "abc"})},

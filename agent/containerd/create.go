@@ -135,6 +135,9 @@ func (r *Runtime) specOptions(c agent.Container, img *image) (SpecOptions, error
 		AppArmor:     appArmorProfiles(),
 		Init:         r.c.Binary,
 	}
+	if trees, err := kernelAtLeast(o.Kernel, "5.12"); err == nil && trees {
+		o.ReadOnlyTrees = slices.Contains(r.features().MountOptions, "rro")
+	}
 	for _, d := range c.Template.Devices {
 		found, err := hostDevices(d.Source)
 		if err != nil {

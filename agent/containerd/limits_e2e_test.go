@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"wherry.dev/agent"
 	"wherry.dev/spec"
 	"wherry.dev/tests/images"
 )
@@ -123,5 +124,39 @@ func TestSeccompProfile(t *testing.T) {
 	c.Template.Seccomp = p
 	if out, _ := h.output(c); out != "mkdir: can't create directory '/a': No space left on device\n1\ndone\n" {
 		t.Errorf("output %q", out)
+	}
+}
+
+// TestTrees: what is mounted below the source of a read-only bind.
+func TestTrees(t *testing.T) {
+	h := newHost(t)
+	img := h.load(nil, images.Config{})
+	source := filepath.Join(h.dir, "tree")
+	if err := os.MkdirAll(filepath.Join(source, "below"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", filepath.Join(source, "below"), "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(filepath.Join(source, "below"), 0); err != nil {
+			t.Error(err)
+		}
+	})
+	for id, tt := range map[string]struct {
+		mount agent.Mount
+		want  string
+	}{
+		"1-1": {agent.Mount{}, "written"},
+		"1-2": {agent.Mount{Tree: agent.TreeReadOnly}, "refused"},
+		"1-3": {agent.Mount{Tree: agent.TreeStrict, Propagation: "rslave"}, "refused"},
+		"1-4": {agent.Mount{NonRecursive: true}, "refused"},
+	} {
+		c := h.container(id, img, command("touch /tree/x 2>/dev/null && echo oops; touch /tree/below/x 2>/dev/null && echo written || echo refused"))
+		tt.mount.Source, tt.mount.Target, tt.mount.ReadOnly = source, "/tree", true
+		c.Mounts = []agent.Mount{tt.mount}
+		if out, _ := h.output(c); strings.TrimSpace(out) != tt.want {
+			t.Errorf("%+v: %q, want %q", tt.mount, out, tt.want)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package containerd
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +26,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/dialer"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
@@ -108,6 +110,8 @@ type Runtime struct {
 	client  *client.Client
 	changed chan struct{}
 	pulls   flights
+	// features asks the OCI runtime what it can do, once.
+	features func() features.Features
 	// token marks what this process makes for a moment, apart from what an
 	// earlier one has left behind.
 	token string
@@ -157,6 +161,7 @@ func New(c Config) (*Runtime, error) {
 		copying: map[string]chan struct{}{},
 		limbo:   map[limbo]time.Time{},
 	}
+	r.features = sync.OnceValue(func() features.Features { return askFeatures(c.RuncBinary) })
 	for _, dir := range []string{r.records(), r.dir("stdin"), r.dir("exec"), r.dir("views"), r.runcRoot()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make folder of the container runtime: %w", err)
@@ -187,6 +192,18 @@ func findRunc(name string) (string, error) {
 		return "", spec.Invalidf("the OCI runtime %s does not exist or cannot be executed", name)
 	}
 	return "", spec.Invalidf("no OCI runtime on this node: neither runc nor crun is in the search path; install it with your distribution's package manager, such as: apt-get install runc")
+}
+
+// askFeatures returns what an OCI runtime says that it can do. One that is too
+// old for the question can do nothing that needs it.
+func askFeatures(binary string) features.Features {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	var f features.Features
+	if out, err := exec.CommandContext(ctx, binary, "features").Output(); err == nil {
+		_ = json.Unmarshal(out, &f)
+	}
+	return f
 }
 
 // connect opens a connection that is made, and made again, when it is needed.

@@ -35,6 +35,9 @@ type SpecOptions struct {
 	// AppArmor are the profiles that the node's kernel has; nil when it has no
 	// AppArmor, or does not tell.
 	AppArmor []string
+	// ReadOnlyTrees tells that kernel and OCI runtime can make a mount read-only
+	// together with all below it.
+	ReadOnlyTrees bool
 	// Init is the path of the program on the node that is mounted as init.
 	Init string
 	// Devices are the device nodes of the node at, or below, the sources of

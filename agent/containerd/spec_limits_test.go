@@ -177,3 +177,28 @@ func TestReservedAnnotations(t *testing.T) {
 		t.Errorf("annotations %v", a)
 	}
 }
+
+func TestReadOnlyTrees(t *testing.T) {
+	for _, tt := range []struct {
+		mode     agent.TreeMode
+		writable bool
+		can      bool
+		want     string // options, or the beginning of a refusal
+	}{
+		{agent.TreeAsIs, false, true, "rbind ro rprivate"},
+		{agent.TreeReadOnly, false, true, "rbind ro rro rprivate"},
+		{agent.TreeReadOnly, false, false, "rbind ro rprivate"},
+		{agent.TreeReadOnly, true, true, "rbind rw rprivate"},
+		{agent.TreeStrict, false, true, "rbind ro rro rprivate"},
+		{agent.TreeStrict, false, false, "mount at /srv: this node cannot"},
+	} {
+		m, err := specMount(agent.Mount{Source: "/data", Target: "/srv", ReadOnly: !tt.writable, Tree: tt.mode}, SpecOptions{ReadOnlyTrees: tt.can})
+		got := strings.Join(m.Options, " ")
+		if err != nil && errors.Is(err, spec.ErrInvalid) {
+			got = err.Error()
+		}
+		if !strings.HasPrefix(got, tt.want) {
+			t.Errorf("%+v: %q", tt, got)
+		}
+	}
+}

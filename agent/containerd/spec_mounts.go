@@ -21,7 +21,7 @@ func specMounts(c agent.Container, o SpecOptions) ([]specs.Mount, error) {
 	mounts := defaultMounts(&c.Template, o)
 	own := make([]specs.Mount, 0, len(c.Mounts))
 	for _, m := range c.Mounts {
-		om, err := specMount(m)
+		om, err := specMount(m, o)
 		if err != nil {
 			return nil, err
 		}
@@ -64,7 +64,7 @@ func depth(p string) int {
 	return strings.Count(p, "/")
 }
 
-func specMount(m agent.Mount) (specs.Mount, error) {
+func specMount(m agent.Mount, o SpecOptions) (specs.Mount, error) {
 	target := path.Clean("/" + m.Target)
 	if target == "/" || target == "/proc" {
 		return specs.Mount{}, spec.Invalidf("mount at %s is not possible", target)
@@ -86,10 +86,15 @@ func specMount(m agent.Mount) (specs.Mount, error) {
 	if m.NonRecursive {
 		opts[0] = "bind"
 	}
-	if m.ReadOnly {
-		opts = append(opts, "ro")
-	} else {
+	switch {
+	case !m.ReadOnly:
 		opts = append(opts, "rw")
+	case m.Tree == agent.TreeStrict && !o.ReadOnlyTrees:
+		return specs.Mount{}, spec.Invalidf("mount at %s: this node cannot make the mounts below %s read-only, which takes Linux 5.12 and an OCI runtime that knows the option rro; use recursive: disabled", target, m.Source)
+	case m.Tree != agent.TreeAsIs && o.ReadOnlyTrees:
+		opts = append(opts, "ro", "rro")
+	default:
+		opts = append(opts, "ro")
 	}
 	propagation := m.Propagation
 	if propagation == "" {

@@ -43,7 +43,7 @@ func testContainer() agent.Container {
 func testOptions() SpecOptions {
 	return SpecOptions{
 		Passwd: []byte(testPasswd), Group: []byte(testGroup), CgroupParent: "/wherry-0123456789ab", Init: "/usr/bin/wherry",
-		Arch: "amd64", Kernel: "6.1.0-18-amd64", AppArmor: []string{"docker-default"},
+		Arch: "amd64", Kernel: "6.1.0-18-amd64", AppArmor: []string{"docker-default"}, ReadOnlyTrees: true,
 		Devices: []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}},
 	}
 }
@@ -250,6 +250,7 @@ func TestEveryFieldOfAMountCounts(t *testing.T) {
 		"Target":       {bind, {Source: "/data", Target: "/other"}},
 		"Tmpfs":        {bind, tmpfs},
 		"ReadOnly":     {bind, {Source: "/data", Target: "/srv", ReadOnly: true}},
+		"Tree":         {{Source: "/data", Target: "/srv", ReadOnly: true}, {Source: "/data", Target: "/srv", ReadOnly: true, Tree: agent.TreeReadOnly}},
 		"NonRecursive": {bind, {Source: "/data", Target: "/srv", NonRecursive: true}},
 		"Propagation":  {bind, {Source: "/data", Target: "/srv", Propagation: "rshared"}},
 		"Options":      {tmpfs, {Tmpfs: true, Target: "/srv", Options: []string{"size=1m"}}},

@@ -182,12 +182,18 @@ func (c *conversion) bindMount(at path, v types.ServiceVolumeConfig, m spec.Moun
 	}
 	if v.Bind != nil {
 		m.Propagation, m.MustExist = v.Bind.Propagation, !bool(v.Bind.CreateHostPath)
-		switch v.Bind.Recursive {
+		switch r := v.Bind.Recursive; r { // the schema knows no others
 		case "", "enabled":
 		case "disabled":
 			m.NonRecursive = true
-		default:
-			c.refuse(at, "use disabled, or leave it out", "recursive: %s: %s", v.Bind.Recursive, notBuilt)
+		case "writable", "readonly":
+			if isRelative(v.Source) {
+				c.noEffect(at, "recursive: %s is about the mounts below a path of the node", r)
+			} else if m.ReadOnly {
+				m.Submounts = r
+			} else if r == "readonly" {
+				c.refuse(at, "add read_only: true", "recursive: readonly is for a bind that is read-only")
+			}
 		}
 	}
 	if !isRelative(v.Source) {

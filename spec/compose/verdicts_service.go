@@ -92,7 +92,7 @@ var serviceRows = []row{
 	{path: "services.*.volumes.[].bind"},
 	{path: "services.*.volumes.[].bind.propagation"},
 	{path: "services.*.volumes.[].bind.create_host_path"},
-	{path: "services.*.volumes.[].bind.recursive", note: "enabled and disabled; not yet writable and readonly"},
+	{path: "services.*.volumes.[].bind.recursive", note: "enabled, the default: the mounts below a read-only bind are read-only, too, where Linux (5.12) and the OCI runtime can; readonly: else the task is rejected; writable: they stay as they are; disabled: they are not there"},
 	{path: "services.*.volumes.[].bind.selinux", verdict: NoEffect, note: "files get no SELinux labels"},
 	{path: "services.*.volumes.[].volume"},
 	{path: "services.*.volumes.[].volume.nocopy"},

@@ -189,7 +189,7 @@ var Samples = map[string]Pair{
 	"services.*.volumes.[].bind.create_host_path": mountPair("type: bind, source: /a, target: /a, ",
 		"bind: {create_host_path: true}", "bind: {create_host_path: false}"),
 	"services.*.volumes.[].bind.recursive": mountPair("type: bind, source: /a, target: /a, ",
-		"bind: {recursive: enabled}", "bind: {recursive: disabled}"),
+		"read_only: true, bind: {recursive: readonly}", "read_only: true, bind: {recursive: writable}"),
 	"services.*.volumes.[].volume.nocopy": mountPair("type: volume, source: vol, target: /a, ",
 		"volume: {nocopy: true}", "volume: {nocopy: false}").withVolumes(),
 	"services.*.volumes.[].volume.subpath": mountPair("type: volume, source: vol, target: /a, ",
