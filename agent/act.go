@@ -107,8 +107,17 @@ func (w *worker) ensureImage(ctx context.Context) error {
 	return nil
 }
 
+func preparingReason(t *spec.Template) string {
+	for _, m := range t.Mounts {
+		if m.Type == spec.MountImage {
+			return "preparing volumes and files, pulling " + m.Source
+		}
+	}
+	return "preparing volumes and files"
+}
+
 func (w *worker) prepare(ctx context.Context) error {
-	w.begin(spec.TaskPreparing, "preparing volumes and files")
+	w.begin(spec.TaskPreparing, preparingReason(w.tmpl))
 	m := w.mem
 	m.Contents, m.Volumes = dataContents(w.tmpl, w.wantedLive(), m.Files), nil
 	for _, b := range w.task.Volumes {

@@ -136,11 +136,15 @@ type Container struct {
 	Stdout, Stderr string
 }
 
-// Mount is a mount whose source is a path of the node.
+// Mount is a mount whose source is a path of the node or an image.
 type Mount struct {
-	// Source path; empty for a tmpfs.
+	// Source path; empty for a tmpfs and for an image.
 	Source string
-	Target string
+	// Image mounts the files of an image, which Images.Ensure has returned by
+	// this Ref, or those below Subpath of it.
+	Image   string
+	Subpath string
+	Target  string
 	// Tmpfs mounts memory with Options instead of Source.
 	Tmpfs    bool
 	ReadOnly bool

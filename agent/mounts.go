@@ -81,7 +81,7 @@ func (a *Agent) prepare(ctx context.Context, o orders, image *ImageConfig, had m
 	taken := map[string]bool{} // :: clean target
 	for i, m := range tmpl.Mounts {
 		taken[path.Clean(m.Target)] = true
-		mount, err := a.prepareMount(ctx, t, vols, i, m)
+		mount, err := a.prepareMount(ctx, t, tmpl, vols, i)
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Target, err)
 		}
@@ -150,7 +150,8 @@ func (a *Agent) prepareLog(t spec.TaskID, tmpl *spec.Template, p *prepared) erro
 }
 
 // prepareMount makes the source of the i-th mount of a template.
-func (a *Agent) prepareMount(ctx context.Context, t *spec.Task, vols []spec.Volume, i int, m spec.Mount) (Mount, error) {
+func (a *Agent) prepareMount(ctx context.Context, t *spec.Task, tmpl *spec.Template, vols []spec.Volume, i int) (Mount, error) {
+	m := tmpl.Mounts[i]
 	out := Mount{Target: m.Target, ReadOnly: m.ReadOnly, NonRecursive: m.NonRecursive, Propagation: m.Propagation}
 	var err error
 	switch m.Type {
@@ -167,6 +168,9 @@ func (a *Agent) prepareMount(ctx context.Context, t *spec.Task, vols []spec.Volu
 	case spec.MountVolume:
 		out.CopyUp = !m.NoCopy && m.Subpath == ""
 		out.Source, err = a.prepareVolume(ctx, t, vols, m)
+	case spec.MountImage:
+		out.ReadOnly, out.Subpath = true, m.Subpath
+		out.Image, err = a.prepareImage(ctx, m, tmpl.Platform)
 	default:
 		err = spec.Invalidf("mounts of type %q are not known to this node", m.Type)
 	}
@@ -231,6 +235,14 @@ func (a *Agent) prepareContent(ctx context.Context, t spec.TaskID, i int, m spec
 	}
 	a.effect("content copy")
 	return dst, nil
+}
+
+func (a *Agent) prepareImage(ctx context.Context, m spec.Mount, platform string) (ref string, err error) {
+	image, err := a.c.Images.Ensure(ctx, ImageRequest{Image: m.Source, Digest: m.Digest, Platform: platform})
+	if errors.Is(err, spec.ErrNotFound) {
+		err = spec.Invalidf("%v", err) // asking again does not help
+	}
+	return image.Ref, err
 }
 
 func (a *Agent) prepareVolume(ctx context.Context, t *spec.Task, vols []spec.Volume, m spec.Mount) (string, error) {

@@ -28,6 +28,7 @@ func TestMounts(t *testing.T) {
 			{Type: spec.MountContent, Target: "/conf", Content: "hmac:1"},
 			{Type: spec.MountContent, Target: "/own", Content: "hmac:1", Mode: &mode},
 			{Type: spec.MountBind, Source: "/etc/hosts", Target: "/etc/hosts"},
+			{Type: spec.MountImage, Source: "example.com/assets:1", Digest: "sha256:aa", Target: "/assets", Subpath: "usr/share"},
 			{Type: spec.MountBind, Source: source, Target: "/strict", ReadOnly: true, Submounts: "readonly"},
 			{Type: spec.MountBind, Source: source, Target: "/loose", ReadOnly: true, Submounts: "writable"},
 			{Type: spec.MountBind, Source: source, Target: "/alone", ReadOnly: true, NonRecursive: true},
@@ -50,6 +51,7 @@ func TestMounts(t *testing.T) {
 		for target, want := range map[string]agent.Mount{
 			"/data":            {Source: n.data + "/volumes/1-3/_data", CopyUp: true},
 			"/data/bind":       {Source: source, ReadOnly: true, Propagation: "rslave", Tree: agent.TreeReadOnly},
+			"/assets":          {ReadOnly: true, Image: "example.com/assets:1", Subpath: "usr/share"},
 			"/strict":          {Source: source, ReadOnly: true, Tree: agent.TreeStrict},
 			"/loose":           {Source: source, ReadOnly: true},
 			"/alone":           {Source: source, ReadOnly: true},
@@ -62,11 +64,12 @@ func TestMounts(t *testing.T) {
 			"/etc/resolv.conf": {Source: n.run + "/tasks/1-1/resolv.conf"},
 		} {
 			m, ok := got[target]
-			if !ok || m.Source != want.Source || m.ReadOnly != want.ReadOnly || m.CopyUp != want.CopyUp || m.Tmpfs != want.Tmpfs || m.Propagation != want.Propagation || m.Tree != want.Tree {
+			if !ok || m.Source != want.Source || m.ReadOnly != want.ReadOnly || m.CopyUp != want.CopyUp || m.Tmpfs != want.Tmpfs || m.Propagation != want.Propagation || m.Tree != want.Tree ||
+				m.Image != want.Image || m.Subpath != want.Subpath {
 				t.Errorf("%s: %+v, want %+v", target, m, want)
 			}
 		}
-		if len(got) != 12 {
+		if len(got) != 13 {
 			t.Errorf("mounts: %+v", got)
 		}
 		if c.Mounts[len(c.Mounts)-1].Target == "/data" {

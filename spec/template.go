@@ -107,6 +107,7 @@ const (
 	MountBind    MountType = "bind"    // an absolute path of the node
 	MountTmpfs   MountType = "tmpfs"   // memory
 	MountContent MountType = "content" // files that travel with the stack
+	MountImage   MountType = "image"   // the files of another image, read-only
 	MountSecret  MountType = "secret"  // a secret of the stack, as a file in memory
 	MountConfig  MountType = "config"  // a config of the stack, as a file in memory
 )
@@ -116,8 +117,10 @@ type Mount struct {
 	Type MountType `json:"type"`
 	// Source: for a volume its stack-scoped name, empty for an anonymous one;
 	// for a secret or config its stack-scoped name; for a bind an absolute path
-	// of the node; else empty.
-	Source   string `json:"source,omitempty"`
+	// of the node; for an image its normalised reference; else empty.
+	Source string `json:"source,omitempty"`
+	// Digest of the index of the image in Source that was pinned.
+	Digest   string `json:"digest,omitempty"`
 	Target   string `json:"target"`
 	ReadOnly bool   `json:"read_only,omitempty"`
 
@@ -151,7 +154,7 @@ type Mount struct {
 	Submounts string `json:"submounts,omitempty"`
 	// NoCopy: a new volume is not filled from the image's folder.
 	NoCopy bool `json:"no_copy,omitempty"`
-	// Subpath of the volume that is mounted instead of its root.
+	// Subpath of the volume or image that is mounted instead of its root.
 	Subpath string `json:"subpath,omitempty"`
 }
 

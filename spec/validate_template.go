@@ -143,8 +143,8 @@ func (c *checker) mount(at string, m Mount) {
 		if _, ok := c.stack.Volumes[m.Source]; !ok && m.Source != "" {
 			c.add(at+".source", "the volume %q is not declared", m.Source)
 		}
-		if s := m.Subpath; s != "" && (path.IsAbs(s) || path.Clean(s) == ".." || strings.HasPrefix(path.Clean(s), "../")) {
-			c.add(at+".subpath", "%q leaves the volume", s)
+		if !localPath(m.Subpath) {
+			c.add(at+".subpath", "%q leaves the volume", m.Subpath)
 		}
 	case MountBind:
 		if !cleanAbsolute(m.Source) {
@@ -158,9 +158,26 @@ func (c *checker) mount(at string, m Mount) {
 		c.content(at+".content", m.Content)
 	case MountSecret, MountConfig:
 		c.datumMount(at, &m, DatumKind(m.Type))
+	case MountImage:
+		if strings.TrimSpace(m.Source) == "" {
+			c.add(at+".source", "an image to mount needs a name")
+		}
+		if m.Digest != "" && !digestForm.MatchString(m.Digest) {
+			c.add(at+".digest", "%q is not a digest", m.Digest)
+		}
+		if !localPath(m.Subpath) {
+			c.add(at+".subpath", "%q leaves the image", m.Subpath)
+		}
 	default:
-		c.add(at+".type", "%q is not one of volume, bind, tmpfs, content, secret and config", m.Type)
+		c.add(at+".type", "%q is not one of volume, bind, tmpfs, content, secret, config and image", m.Type)
 	}
+}
+
+// localPath reports whether s is empty or a relative path that stays below
+// where it begins.
+func localPath(s string) bool {
+	p := path.Clean(s)
+	return !path.IsAbs(s) && p != ".." && !strings.HasPrefix(p, "../")
 }
 
 func (c *checker) attachments(at string, t *Template) {

@@ -3,6 +3,7 @@ package containerd
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,10 +33,13 @@ func (r *Runtime) create(ctx context.Context, c agent.Container) error {
 	if err != nil {
 		return err
 	}
+	var images []agent.Mount
+	c.Mounts, images = r.imageSources(string(c.Task), c.Mounts)
 	rec, err := r.container(ctx, c, img)
 	if err != nil {
 		return err
 	}
+	maps.Copy(rec.Labels, imageLabels(rec.ID, rec.Snapshotter, images))
 	// A large volume takes its time.
 	if err := r.copyUp(ctx, c.Mounts, img); err != nil {
 		return err
@@ -62,6 +66,9 @@ func (r *Runtime) create(ctx context.Context, c agent.Container) error {
 	}
 	if err != nil {
 		return fmt.Errorf("make file system: %w", classify(err))
+	}
+	if err := r.viewImages(ctx, made, images); err != nil {
+		return err
 	}
 	r.remember(made, mounts)
 	return nil

@@ -91,8 +91,8 @@ func (r *Runtime) describe(ctx context.Context, rec images.Image) Image {
 
 func isPinned(name string) bool { return strings.Contains(name, "@") }
 
-// usedImages maps the names of images that containers were made from to one of
-// those containers.
+// usedImages maps the names of images that containers were made from, or have
+// mounted, to one of those containers.
 func (r *Runtime) usedImages(ctx context.Context) (map[string]string, error) {
 	cs, err := r.client.ContainerService().List(ctx)
 	if err != nil {
@@ -102,6 +102,12 @@ func (r *Runtime) usedImages(ctx context.Context) (map[string]string, error) {
 	for _, c := range cs {
 		ref, _, _ := strings.Cut(c.Image, " ")
 		used[ref] = c.Labels[labelName]
+		for k, v := range c.Labels {
+			if strings.HasPrefix(k, labelImage) {
+				ref, _, _ := strings.Cut(v, " ")
+				used[ref] = c.Labels[labelName]
+			}
+		}
 	}
 	return used, nil
 }

@@ -56,6 +56,8 @@ const (
 	labelCgroup  = "wherry.dev/cgroup"
 	// labelRealtime marks containers that get a share of real-time scheduling.
 	labelRealtime = "wherry.dev/realtime"
+	// labelImage and a number name the images that are mounted into the container.
+	labelImage = "wherry.dev/image."
 	// labelView marks snapshots that are mounted for a moment to look into an image.
 	labelView = "wherry.dev/view"
 )
@@ -270,8 +272,9 @@ func (r *Runtime) tasks() tasksapi.TasksClient { return r.client.TaskService() }
 // handle is what Start needs to know of a container; it is kept by Create and
 // read again from containerd by a process that did not create it.
 type handle struct {
-	labels map[string]string
-	mounts []mount.Mount
+	snapshotter string
+	labels      map[string]string
+	mounts      []mount.Mount
 }
 
 func (r *Runtime) handle(ctx context.Context, t spec.TaskID) (*handle, error) {
@@ -293,7 +296,7 @@ func (r *Runtime) handle(ctx context.Context, t spec.TaskID) (*handle, error) {
 }
 
 func (r *Runtime) remember(c containers.Container, mounts []mount.Mount) *handle {
-	h := &handle{labels: c.Labels, mounts: mounts}
+	h := &handle{snapshotter: c.Snapshotter, labels: c.Labels, mounts: mounts}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.handles[spec.TaskID(c.ID)] = h

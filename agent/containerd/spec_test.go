@@ -258,7 +258,8 @@ func TestEveryFieldOfAMountCounts(t *testing.T) {
 	for f := range reflect.TypeFor[agent.Mount]().Fields() {
 		pair, ok := table[f.Name]
 		if !ok {
-			if f.Name != "CopyUp" { // fills the source before the start
+			// These come before: they fill the source, or are one.
+			if !slices.Contains([]string{"CopyUp", "Image", "Subpath"}, f.Name) {
 				t.Errorf("%s is not in the table", f.Name)
 			}
 			continue

@@ -49,6 +49,9 @@ func (r *Runtime) start(ctx context.Context, t spec.TaskID, h *handle) (int, err
 			return 0, err
 		}
 	}
+	if err := r.mountImages(ctx, string(t), h.snapshotter, h.labels); err != nil {
+		return 0, err
+	}
 	pid, err := r.newProcess(ctx, t, h)
 	for isExists(err) {
 		// There is one of an earlier attempt, or of a start cut short.

@@ -182,6 +182,9 @@ func (r *Runtime) remove(ctx context.Context, t spec.TaskID) error {
 	cs := r.client.ContainerService()
 	snapshotter, key := "", id
 	if c, err := cs.Get(dctx, id); err == nil {
+		if err := r.unmountImages(dctx, id, c.Snapshotter, c.Labels); err != nil {
+			return err
+		}
 		snapshotter, key = c.Snapshotter, c.SnapshotKey
 		if c.Labels[labelCgroup] != "" {
 			cgroup = c.Labels[labelCgroup]

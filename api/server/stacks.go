@@ -183,9 +183,9 @@ func (s *Server) nameContents(p *api.PutStack) (map[spec.ContentID][]byte, error
 	return out, errors.Join(errs...)
 }
 
-// pinImages gives every service the digest of its image. A reference that has
-// not changed keeps its digest, unless the caller or the service asks for a
-// new one.
+// pinImages gives every service the digest of its image, and of those that it
+// mounts. A reference that has not changed keeps its digest, unless the caller
+// or the service asks for a new one.
 func (s *Server) pinImages(ctx context.Context, p *api.PutStack) error {
 	snap := s.Store.Snapshot()
 	var errs []error
@@ -194,35 +194,57 @@ func (s *Server) pinImages(ctx context.Context, p *api.PutStack) error {
 		fresh           bool
 	}
 	found := map[key]string{}
+	pin := func(where, image, platform string, fresh bool, digest *string, old string) {
+		if _, d, ok := strings.Cut(image, "@"); ok {
+			*digest = d
+			return
+		}
+		if !fresh && *digest == "" {
+			*digest = old
+		}
+		if *digest != "" {
+			return
+		}
+		k := key{image, platform, fresh}
+		if found[k] == "" {
+			d, err := s.Resolver.Resolve(ctx, image, platform, fresh)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", where, err))
+				return
+			}
+			found[k] = d
+		}
+		*digest = found[k]
+	}
 	for _, name := range slices.Sorted(maps.Keys(p.Stack.Services)) {
 		sv := p.Stack.Services[name]
 		t := &sv.Template
-		if _, digest, ok := strings.Cut(t.Image, "@"); ok {
-			t.Digest = digest
-			p.Stack.Services[name] = sv
-			continue
-		}
 		fresh := p.Pull || sv.AlwaysPull
-		if old := snap.Service(p.Stack.Name, name); old != nil && !fresh && t.Digest == "" {
-			if o := &old.Spec.Template; o.Image == t.Image && o.Platform == t.Platform {
-				t.Digest = o.Digest
-			}
+		pinned := map[string]string{} // :: image → digest of now
+		if old := snap.Service(p.Stack.Name, name); old != nil && old.Spec.Template.Platform == t.Platform {
+			pinned = pinnedImages(&old.Spec.Template)
 		}
-		if t.Digest == "" {
-			k := key{t.Image, t.Platform, fresh}
-			if found[k] == "" {
-				d, err := s.Resolver.Resolve(ctx, t.Image, t.Platform, fresh)
-				if err != nil {
-					errs = append(errs, fmt.Errorf("services.%s.image: %w", name, err))
-					continue
-				}
-				found[k] = d
+		pin("services."+name+".image", t.Image, t.Platform, fresh, &t.Digest, pinned[t.Image])
+		for i := range t.Mounts {
+			if m := &t.Mounts[i]; m.Type == spec.MountImage {
+				pin(fmt.Sprintf("services.%s.volumes: %s", name, m.Target), m.Source, t.Platform, fresh, &m.Digest, pinned[m.Source])
 			}
-			t.Digest = found[k]
 		}
 		p.Stack.Services[name] = sv
 	}
 	return errors.Join(errs...)
+}
+
+// pinnedImages are the digests of the images of a template, by their names.
+func pinnedImages(t *spec.Template) map[string]string {
+	out := map[string]string{}
+	for _, m := range t.Mounts {
+		if m.Type == spec.MountImage {
+			out[m.Source] = m.Digest
+		}
+	}
+	out[t.Image] = t.Digest
+	return out
 }
 
 func (s *Server) stackPlan(w http.ResponseWriter, r *http.Request) error {

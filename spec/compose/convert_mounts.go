@@ -166,9 +166,37 @@ func (c *conversion) mount(at path, v types.ServiceVolumeConfig) (spec.Mount, bo
 		return m, true
 	case types.VolumeTypeBind:
 		return c.bindMount(at, v, m)
+	case types.VolumeTypeImage:
+		return c.imageMount(at, v, m)
+	case types.VolumeTypeNamedPipe:
+		c.refuse(at, "use a volume, a bind or a tmpfs", "mounts of type npipe: %s", onlyWindows)
+	default:
+		c.refuse(at, "name the shared storage by driver_opts of a volume (type, o, device)", "mounts of type %s: there are no CSI drivers", v.Type)
 	}
-	c.refuse(at, "use a volume, a bind or a tmpfs", "mounts of type %s: %s", v.Type, notBuilt)
 	return m, false
+}
+
+// imageMount mounts the files of an image, which never can be written to.
+func (c *conversion) imageMount(at path, v types.ServiceVolumeConfig, m spec.Mount) (spec.Mount, bool) {
+	if v.Source == "" {
+		c.refuse(at, "set source", "an image to mount needs a name")
+		return m, false
+	}
+	var err error
+	if m.Source, m.Digest, err = normalizeImage(v.Source); err != nil {
+		c.refuse(at, "", "%v", err)
+		return m, false
+	}
+	m.ReadOnly = true
+	if v.Image == nil || v.Image.SubPath == "" {
+		return m, true
+	}
+	if !filepath.IsLocal(v.Image.SubPath) {
+		c.refuse(at, "write it from the root of the image, without a slash before it", "the subpath %q leaves the image", v.Image.SubPath)
+		return m, false
+	}
+	m.Subpath = filepath.Clean(v.Image.SubPath)
+	return m, true
 }
 
 func (c *conversion) bindMount(at path, v types.ServiceVolumeConfig, m spec.Mount) (spec.Mount, bool) {

@@ -84,7 +84,7 @@ var serviceRows = []row{
 	{path: "services.*.ports.[].app_protocol", verdict: NoEffect, note: "ports are forwarded whatever they speak"},
 
 	{path: "services.*.volumes", note: "a relative path travels with the stack, read-only, or becomes a volume: see above"},
-	{path: "services.*.volumes.[].type", note: "volume, bind or tmpfs"},
+	{path: "services.*.volumes.[].type", note: "volume, bind, tmpfs and image, which is always read-only and pinned like that of the service"},
 	{path: "services.*.volumes.[].source"},
 	{path: "services.*.volumes.[].target"},
 	{path: "services.*.volumes.[].read_only"},
@@ -101,7 +101,8 @@ var serviceRows = []row{
 	{path: "services.*.volumes.[].tmpfs"},
 	{path: "services.*.volumes.[].tmpfs.size"},
 	{path: "services.*.volumes.[].tmpfs.mode"},
-	{path: "services.*.volumes.[].image", verdict: Refused, note: "mounting images: " + notBuilt, hint: "copy the files into the image, or use a volume", subtree: true},
+	{path: "services.*.volumes.[].image"},
+	{path: "services.*.volumes.[].image.subpath", note: "from the root of the image, not through symbolic links"},
 	{path: "services.*.tmpfs"},
 	{path: "services.*.volumes_from", verdict: Refused, note: "mounts of another container: tasks may run on different nodes", hint: useNamed},
 	{path: "services.*.configs"},

@@ -265,4 +265,5 @@ var Samples = map[string]Pair{
 	"services.*.pre_stop.[].privileged":    service("pre_stop: [{command: a, privileged: true}]", "pre_stop: [{command: a, privileged: false}]"),
 	"services.*.pre_stop.[].working_dir":   service("pre_stop: [{command: a, working_dir: /a}]", "pre_stop: [{command: a, working_dir: /b}]"),
 	"services.*.pre_stop.[].environment":   service("pre_stop: [{command: a, environment: {A: b}}]", "pre_stop: [{command: a, environment: [A=c]}]"),
+	"services.*.volumes.[].image.subpath":  mountPair("type: image, source: a, target: /a, ", "image: {subpath: b}", "image: {subpath: c/d}"),
 }
