@@ -205,8 +205,8 @@ func CheckTemplates(s *Stack, text func(k DatumKind, short string) (name, text s
 			if !known {
 				continue
 			}
-			if _, err := template.New(name).Funcs(template.FuncMap{"env": fmt.Sprint, "secret": fmt.Sprint, "config": fmt.Sprint, "join": fmt.Sprint}).Parse(body); err != nil {
-				out = append(out, TemplateProblem{Kind: k, Name: short, Err: renderError(k, err, false)})
+			if err := CheckTemplate(k, name, body); err != nil {
+				out = append(out, TemplateProblem{Kind: k, Name: short, Err: err})
 				continue
 			}
 			for _, service := range s.DatumUsers(k, short) {
@@ -218,6 +218,15 @@ func CheckTemplates(s *Stack, text func(k DatumKind, short string) (name, text s
 		}
 	}
 	return out
+}
+
+// CheckTemplate refuses what is no template at all.
+func CheckTemplate(k DatumKind, name, text string) error {
+	_, err := template.New(name).Funcs(template.FuncMap{"env": fmt.Sprint, "secret": fmt.Sprint, "config": fmt.Sprint, "join": fmt.Sprint}).Parse(text)
+	if err != nil {
+		return renderError(k, err, false)
+	}
+	return nil
 }
 
 // rehearse renders a template for a task that does not exist. Whatever may be

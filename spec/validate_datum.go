@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -37,6 +38,18 @@ func (c *checker) datum(at, name string, k DatumKind, d *DatumSpec) {
 		c.add(at+".size", "%d bytes: a %s has at most %d KiB", d.Size, k, k.MaxSize()>>10)
 	}
 	c.labels(at+".labels", d.Labels)
+}
+
+// ValidateDatum checks a secret or config that belongs to no stack, of so many
+// bytes. Its error joins all problems.
+func ValidateDatum(k DatumKind, name string, labels map[string]string, size int) error {
+	c := &checker{}
+	c.objectName(string(k), name)
+	if size > k.MaxSize() {
+		c.add(string(k)+" "+name, "it has %d bytes, and at most %d KiB are allowed", size, k.MaxSize()>>10)
+	}
+	c.labels(string(k)+" "+name, labels)
+	return errors.Join(c.problems...)
 }
 
 // anyContent also admits the ID of a sealed content.

@@ -375,7 +375,10 @@ var admitted = func() map[string][]string {
 		"service.list": operators, "service.get": operators, "service.scale": operators,
 		"task.list": operators, "task.get": operators, "task.logs": operators, "task.exec": operators,
 		"node.list": operators, "node.doctor": operators, "node.get": operators, "node.update": operators, "node.delete": operators, "node.leftovers": operators,
-		"network.list": operators, "network.get": operators, "network.create": operators, "network.delete": operators, "volume.list": operators, "volume.delete": operators, "event.list": operators,
+		"network.list": operators, "network.get": operators, "network.create": operators, "network.delete": operators, "volume.list": operators,
+		"secret.list": operators, "secret.get": operators, "secret.put": operators, "secret.delete": operators,
+		"config.list": operators, "config.get": operators, "config.put": operators, "config.delete": operators,
+		"volume.delete": operators, "event.list": operators,
 		"image.list": operators, "image.load": operators, "image.pull": operators, "image.delete": operators,
 		"cluster.status": operators, "cluster.backup": operators, "cluster.token": operators, "cluster.client": operators, "cluster.rotate": operators,
 

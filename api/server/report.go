@@ -16,6 +16,7 @@ const (
 	maxLines  = 5   // of output, per attempt
 	maxLine   = 200 // of each of them
 	maxHealth = 32
+	maxFiles  = 256 // of secrets and configs, per task
 )
 
 // bound cuts what a report says for people to what the state takes. Words on
@@ -46,6 +47,14 @@ func bound(rep *spec.Report) error {
 	for i := range rep.Tasks {
 		s := &rep.Tasks[i].Status
 		s.Reason, s.Health = cut(s.Reason, maxReason), spec.HealthState(cut(string(s.Health), maxHealth))
+		if len(s.Files) > maxFiles {
+			s.Files = nil
+		}
+		for k, v := range s.Files {
+			if len(k) > maxInfo || len(v) > maxInfo {
+				delete(s.Files, k)
+			}
+		}
 		s.Attempts = s.Attempts[max(0, len(s.Attempts)-spec.KeepAttempts):]
 		for j := range s.Attempts {
 			a := &s.Attempts[j]

@@ -221,6 +221,12 @@ func New(c Config) (*Server, error) {
 		}
 		s.handlers[name] = h
 	}
+	for name, h := range s.dataHandlers() {
+		if c.Store == nil {
+			h = s.worker
+		}
+		s.handlers[name] = h
+	}
 	if err := checkRoutes(api.Routes, s.handlers); err != nil {
 		return nil, err
 	}

@@ -343,8 +343,18 @@ func (s *Server) contentGet(w http.ResponseWriter, r *http.Request) error {
 			return spec.NotFoundf("content %s is not in the state", id)
 		}
 	}
+	data := c.Data
+	if id.Sealed() {
+		err := s.mayHave(r, id)
+		if err == nil {
+			data, err = spec.OpenContent(s.ContentKey, id, data)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	w.Header().Set("Content-Type", "application/x-tar")
-	if _, err := w.Write(c.Data); err != nil {
+	if _, err := w.Write(data); err != nil {
 		return context.Canceled
 	}
 	return nil

@@ -96,22 +96,30 @@ func (s *Server) stackPut(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	snap := s.Store.Snapshot()
-	for _, id := range slices.Sorted(maps.Keys(contents)) {
-		if c := snap.Content(id); c != nil && len(c.Data) == c.Size {
-			continue
-		}
-		for _, chunk := range chunks(id, contents[id]) {
-			if _, err := s.propose(r.Context(), store.Command{Author: p.Author, PutContent: &chunk}); err != nil {
-				return fmt.Errorf("store content: %w", err)
-			}
-		}
+	if err := s.putContents(r.Context(), contents, p.Author); err != nil {
+		return err
 	}
 	res, err := s.propose(r.Context(), cmd)
 	if err != nil {
 		return err
 	}
 	return writeJSON(w, api.Written{Index: res.Index, Revision: res.Revision, Changed: res.Changed})
+}
+
+// putContents stores what is not in the state yet.
+func (s *Server) putContents(ctx context.Context, contents map[spec.ContentID][]byte, author string) error {
+	snap := s.Store.Snapshot()
+	for _, id := range slices.Sorted(maps.Keys(contents)) {
+		if c := snap.Content(id); c != nil && len(c.Data) == c.Size {
+			continue
+		}
+		for _, chunk := range chunks(id, contents[id]) {
+			if _, err := s.propose(ctx, store.Command{Author: author, PutContent: &chunk}); err != nil {
+				return fmt.Errorf("store content: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 func chunks(id spec.ContentID, b []byte) []store.PutContent {
@@ -169,9 +177,13 @@ func (s *Server) nameContents(p *api.PutStack) (map[spec.ContentID][]byte, error
 		*id = spec.KeyedContentID(s.ContentKey, b)
 		out[*id] = b
 	}
+	errs = append(errs, s.nameData(p, out)...)
 	for _, name := range slices.Sorted(maps.Keys(p.Stack.Services)) {
 		t := p.Stack.Services[name].Template
 		for i := range t.Mounts {
+			if _, _, ok := t.Mounts[i].Datum(); ok {
+				continue // filled in by Apply
+			}
 			rename(fmt.Sprintf("services.%s.volumes[%d]", name, i), &t.Mounts[i].Content)
 		}
 	}
