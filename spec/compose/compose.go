@@ -109,6 +109,7 @@ func (r Result) Err() error {
 // findings of the result; the error is for what is not the input's fault: a
 // file that cannot be read, a cancelled ctx.
 func Load(ctx context.Context, o Options) (Result, error) {
+	registerRaw()
 	l, err := newLoading(ctx, o)
 	if err != nil {
 		return Result{}, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/compose-spec/compose-go/v2/dotenv"
@@ -14,8 +15,9 @@ import (
 // without quotes, escapes and variables.
 const rawFormat = "raw"
 
-// The Compose library leaves this format to its users.
-func init() { dotenv.RegisterFormat(rawFormat, parseRaw) }
+// registerRaw tells the Compose library of the format, which it leaves to its
+// users and keeps for all of them.
+var registerRaw = sync.OnceFunc(func() { dotenv.RegisterFormat(rawFormat, parseRaw) })
 
 // parseRaw reads lines of NAME=VALUE. NAME alone takes the value of the
 // environment, if it has one; empty lines and those that begin with # say
