@@ -572,10 +572,21 @@ func (w *World) checkNothingLeft(s *store.Snapshot) {
 			w.failf("task %s of %s/%s is left, %s", t.ID, t.Stack, t.Service, encode(t))
 		}
 	}
-	used := map[spec.NetworkID]bool{}
+	used, mounted := map[spec.NetworkID]bool{}, map[spec.VolumeID]bool{}
 	for _, svc := range s.Services() {
 		for _, id := range attached(s, svc) {
 			used[id] = true
+		}
+	}
+	for _, t := range s.Tasks() {
+		if t.Status.State.Terminal() {
+			continue
+		}
+		for _, a := range t.Addresses {
+			used[a.Network] = true // of an old revision: that is judged elsewhere
+		}
+		for _, b := range t.Volumes {
+			mounted[b.ID] = true
 		}
 	}
 	for _, n := range s.Networks() {
@@ -584,7 +595,7 @@ func (w *World) checkNothingLeft(s *store.Snapshot) {
 		}
 	}
 	for _, v := range s.Volumes() {
-		if v.Removing {
+		if v.Removing && !mounted[v.ID] {
 			w.failf("volume %s is left", v.Name)
 		}
 	}
