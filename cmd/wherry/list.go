@@ -156,9 +156,12 @@ func (a *app) serviceCmd() *cobra.Command {
 			items = append(items, s)
 		}
 		return show(a, items, []string{"NAME", "REPLICAS", "STATE", "IMAGE", "VIPS"}, func(s api.ServiceDetail) []string {
-			vips := make([]string, len(s.VIPs))
-			for i, v := range s.VIPs {
-				vips[i] = v.Network + "=" + v.Address
+			var vips []string
+			for _, v := range s.VIPs {
+				vips = append(vips, v.Network+"="+v.Address)
+				if v.Address6 != "" {
+					vips = append(vips, v.Network+"="+v.Address6)
+				}
 			}
 			return []string{spec.ServiceKey(s.Stack, s.Name), replicasText(s.ServiceInfo), s.State, shortImage(s.Image), strings.Join(vips, ",")}
 		})

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -34,7 +35,8 @@ func networkRow(n api.NetworkInfo) []string {
 	if n.Problem != "" {
 		state = n.Problem
 	}
-	return []string{n.Name, cmp.Or(n.Stack, "-"), string(n.Spec.Driver), cmp.Or(n.Subnet, "-"), state, cmp.Or(strings.Join(n.Services, ","), "-")}
+	subnets := slices.DeleteFunc([]string{n.Subnet, n.Subnet6}, func(s string) bool { return s == "" })
+	return []string{n.Name, cmp.Or(n.Stack, "-"), string(n.Spec.Driver), cmp.Or(strings.Join(subnets, ","), "-"), state, cmp.Or(strings.Join(n.Services, ","), "-")}
 }
 
 func (a *app) networkInspectCmd() *cobra.Command {

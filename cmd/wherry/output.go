@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"text/template"
 	"time"
@@ -175,9 +176,9 @@ func bytesText(n int64) string {
 }
 
 func portText(p spec.Port) string {
-	s := fmt.Sprintf("%d→%d/%s", p.Published, p.Target, p.Protocol)
+	published := fmt.Sprint(p.Published)
 	if p.HostIP != "" {
-		s = p.HostIP + ":" + s
+		published = net.JoinHostPort(p.HostIP, published)
 	}
-	return s
+	return fmt.Sprintf("%s→%d/%s", published, p.Target, p.Protocol)
 }
