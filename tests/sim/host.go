@@ -20,6 +20,7 @@ type host struct {
 	flipped time.Time
 	memory  int64
 	mtu     int
+	routes  string // what it reaches by other ways
 	address string
 	want    spec.Wanted
 	// lease is until when exclusive tasks may run.

@@ -21,6 +21,7 @@ const keepHistory = 5
 func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkForward(before, after)
 	w.checkAddresses(after)
+	w.checkNetworks(after)
 	w.checkVIPs(before, after)
 	if w.index%16 == 0 { // they are dear
 		w.checkDocuments(after)
@@ -80,11 +81,16 @@ func (w *World) checkAddresses(s *store.Snapshot) {
 	}
 	for _, svc := range s.Services() {
 		for _, v := range svc.VIPs {
-			ip, err := netip.ParseAddr(v.Address)
-			if err != nil || s.Network(v.Network) == nil {
-				w.failf("service %s has %s on network %s", svc.Key(), v.Address, v.Network)
+			for i, address := range []string{v.Address, v.Address6} {
+				ip, err := netip.ParseAddr(address)
+				if i > 0 && address == "" {
+					continue
+				}
+				if err != nil || s.Network(v.Network) == nil || ip.Is6() != (i > 0) {
+					w.failf("service %s has %s on network %s", svc.Key(), address, v.Network)
+				}
+				take("service "+svc.Key(), v.Network, ip)
 			}
-			take("service "+svc.Key(), v.Network, ip)
 		}
 	}
 	for _, t := range s.Tasks() {
@@ -97,12 +103,17 @@ func (w *World) checkAddresses(s *store.Snapshot) {
 				w.failf("task %s is on network %s, which is gone", t.ID, a.Network)
 				continue
 			}
-			ip, err := netip.ParsePrefix(a.IP)
-			subnet, err2 := netip.ParsePrefix(n.Subnet)
-			if err != nil || err2 != nil || !subnet.Contains(ip.Addr()) || ip.Addr().String() == n.Gateway {
-				w.failf("task %s has %s on network %s with %s", t.ID, a.IP, n.Name, n.Subnet)
+			for i, address := range []string{a.IP, a.IP6} {
+				if i > 0 && address == "" {
+					continue
+				}
+				ip, err := netip.ParsePrefix(address)
+				subnet, gateway, _ := numbers(n, i > 0)
+				if err != nil || ip.Addr().Is6() != (i > 0) || !subnet.Contains(ip.Addr()) || ip.Addr() == gateway {
+					w.failf("task %s has %s on network %s with %s", t.ID, address, n.Name, subnet)
+				}
+				take("task "+string(t.ID), a.Network, ip.Addr())
 			}
-			take("task "+string(t.ID), a.Network, ip.Addr())
 		}
 	}
 }
@@ -121,20 +132,12 @@ func attached(s *store.Snapshot, svc *spec.Service) []spec.NetworkID {
 	return out
 }
 
-// inNumbers reports whether the numbers of a network have room for an address.
-func inNumbers(s *store.Snapshot, network spec.NetworkID, address string) bool {
-	n := s.Network(network)
-	if n == nil {
-		return false
-	}
-	subnet, err := netip.ParsePrefix(n.Subnet)
-	ip, err2 := netip.ParseAddr(address)
-	return err == nil && err2 == nil && subnet.Contains(ip) && address != n.Gateway && subnet.Contains(ip.Next())
-}
-
 // checkVIPs: a virtual address stays as long as the service names its network,
-// wants to have one, and the numbers of the network have it.
+// wants to have one, and the network would still choose it.
 func (w *World) checkVIPs(before, after *store.Snapshot) {
+	if w.belated {
+		return // decided when other addresses were chosen
+	}
 	for _, old := range before.Services() {
 		svc := after.Service(old.Stack, old.Name)
 		if svc == nil || svc.ID != old.ID || svc.Spec.EndpointMode == spec.EndpointDNSRR {
@@ -142,9 +145,25 @@ func (w *World) checkVIPs(before, after *store.Snapshot) {
 		}
 		named := attached(after, svc)
 		for _, v := range old.VIPs {
-			if !slices.Contains(svc.VIPs, v) && slices.Contains(named, v.Network) && inNumbers(after, v.Network, v.Address) {
-				w.failf("service %s had %s on network %s and has %v", svc.Key(), v.Address, v.Network, svc.VIPs)
+			if n := after.Network(v.Network); n != nil && slices.Contains(named, v.Network) {
+				w.checkVIPStays(before, after, svc, n, v)
 			}
+		}
+	}
+}
+
+func (w *World) checkVIPStays(before, after *store.Snapshot, svc *spec.Service, n *spec.Network, old spec.ServiceVIP) {
+	var now spec.ServiceVIP
+	if i := slices.IndexFunc(svc.VIPs, func(v spec.ServiceVIP) bool { return v.Network == n.ID }); i >= 0 {
+		now = svc.VIPs[i]
+	}
+	for i, x := range [][2]string{{old.Address, now.Address}, {old.Address6, now.Address6}} {
+		ip, err := netip.ParseAddr(x[0])
+		if err != nil || x[0] == x[1] || i > 0 && n.Spec.IPv6 == nil {
+			continue
+		}
+		if right(after, n, i > 0, ip, "") == "" && right(before, before.Network(n.ID), i > 0, ip, "") == "" {
+			w.failf("service %s had %s on network %s and has %v", svc.Key(), x[0], n.Name, svc.VIPs)
 		}
 	}
 }
@@ -162,12 +181,19 @@ func (w *World) checkVIPsAtRest() {
 				want = attached(s, svc)
 			}
 			for _, id := range want {
+				n := s.Network(id)
 				i := slices.IndexFunc(svc.VIPs, func(v spec.ServiceVIP) bool { return v.Network == id })
-				switch {
-				case i >= 0 && !inNumbers(s, id, svc.VIPs[i].Address):
-					w.failf("service %s has %s on network %s", svc.Key(), svc.VIPs[i].Address, encode(s.Network(id)))
-				case i < 0 && s.Network(id).Subnet != "" && (!w.scarce || one.Message == ""):
-					w.failf("service %s has no virtual address on network %s: %q", svc.Key(), id, one.Message)
+				if i < 0 {
+					if !unsettled(n) && (!w.scarce || one.Message == "") {
+						w.failf("service %s has no virtual address on network %s: %q", svc.Key(), n.Name, one.Message)
+					}
+					continue
+				}
+				for k, address := range []string{svc.VIPs[i].Address, svc.VIPs[i].Address6} {
+					has := k == 0 || n.Spec.IPv6 != nil && n.Subnet6 != ""
+					if ip, err := netip.ParseAddr(address); (err == nil) != has || has && right(s, n, k > 0, ip, "") != "" {
+						w.failf("service %s has %q on network %s", svc.Key(), address, encode(n))
+					}
 				}
 			}
 			for _, v := range svc.VIPs {
@@ -215,25 +241,33 @@ func (w *World) checkDocuments(s *store.Snapshot) {
 // checkEnds: every target is an end that the host knows, and a network that is
 // local to each host has no other.
 func (w *World) checkEnds(d *spec.HostNetwork) {
-	ends := map[string]bool{}
+	ends := map[netip.Addr]bool{}
 	for _, t := range d.Tasks {
-		ends[netip.MustParsePrefix(t.IP).Addr().String()] = true
+		ends[netip.MustParsePrefix(t.IP).Addr()] = true
+		if t.IP6 != "" {
+			ends[netip.MustParsePrefix(t.IP6).Addr()] = true
+		}
 	}
 	for _, r := range d.Remote {
-		ends[r.IP] = true
+		ends[netip.MustParseAddr(r.IP)] = true
+		if r.IP6 != "" {
+			ends[netip.MustParseAddr(r.IP6)] = true
+		}
 	}
-	var targets []string
 	for _, v := range d.VIPs {
-		targets = append(targets, v.Targets...)
+		for _, t := range v.Targets {
+			to := netip.MustParseAddr(t)
+			if !ends[to] || to.Is4() != netip.MustParseAddr(v.Address).Is4() {
+				w.failf("host %d leads %s on network %s to %s, which is no end of it: %s", d.HostNumber, v.Address, d.Network.Name, t, encode(d))
+			}
+		}
 	}
 	for _, p := range d.Ports {
 		for _, t := range p.Targets {
-			targets = append(targets, netip.MustParseAddrPort(t).Addr().String())
-		}
-	}
-	for _, t := range targets {
-		if !ends[t] {
-			w.failf("host %d leads traffic of network %s to %s, which is no end of it: %s", d.HostNumber, d.Network.Name, t, encode(d))
+			to := netip.MustParseAddrPort(t).Addr()
+			if on, err := netip.ParseAddr(p.HostIP); !ends[to] || err == nil && on.Is4() != to.Is4() {
+				w.failf("host %d leads port %d of network %s to %s, which is no end of it: %s", d.HostNumber, p.Port, d.Network.Name, t, encode(d))
+			}
 		}
 	}
 	if d.Network.Spec.Driver == spec.DriverBridge && len(d.Hosts)+len(d.Remote) > 0 {
@@ -250,15 +284,24 @@ func (w *World) checkPair(s *store.Snapshot, a, b uint32, da, db *spec.HostNetwo
 	if !slices.ContainsFunc(da.Hosts, func(h spec.NetworkHost) bool { return h.Number == b }) || da.MTU != db.MTU {
 		w.failf("hosts %d and %d of network %s do not agree:\n%s\n%s", a, b, da.Network.Name, encode(da), encode(db))
 	}
+	told := func(number uint32) bool { // of its version, which knows IPv6
+		return slices.ContainsFunc(s.Nodes(), func(n *spec.Node) bool {
+			return n.Number == number && n.Info.Format >= store.AddressFormat
+		})
+	}
 	theirs := map[string]string{}
 	for _, t := range db.Tasks {
-		theirs[netip.MustParsePrefix(t.IP).Addr().String()] = t.MAC
+		ip6, _ := netip.ParsePrefix(t.IP6)
+		if !told(a) || !told(b) {
+			ip6 = netip.Prefix{}
+		}
+		theirs[netip.MustParsePrefix(t.IP).Addr().String()] = fmt.Sprint(t.MAC, ip6.Addr())
 	}
 	for _, r := range da.Remote {
 		if r.Host != b {
 			continue
 		}
-		if theirs[r.IP] != r.MAC {
+		if ip6, _ := netip.ParseAddr(r.IP6); theirs[r.IP] != fmt.Sprint(r.MAC, ip6) {
 			w.failf("host %d is told of %s at host %d, which has %s", a, encode(r), b, encode(db.Tasks))
 		}
 		delete(theirs, r.IP)
@@ -279,7 +322,7 @@ func (w *World) checkPair(s *store.Snapshot, a, b uint32, da, db *spec.HostNetwo
 // checkPlaces: what a plan makes stays within the bounds of the service.
 func (w *World) checkPlaces(before, after *store.Snapshot, c *store.Command) {
 	for _, svc := range after.Services() {
-		exclusive := svc.Name == "db" || svc.Name == "api" || svc.Name == "solo"
+		exclusive := slices.Contains([]string{"db", "api", "solo", "fix"}, svc.Name)
 		live, perSlot := 0, map[string]int{}
 		for _, t := range after.TasksOf(svc.Stack, svc.Name) {
 			if t.Status.State.Terminal() {
@@ -459,7 +502,7 @@ func (w *World) checkDrained() {
 		svc := s.Service(l.Task.Stack, l.Task.Service)
 		paused := svc != nil && svc.Update.State == spec.UpdatePaused
 		if !paused && (!l.Pinned || n.StopPinned || svc == nil || svc.Spec.Mode == spec.Global ||
-			svc.Name == "web" && svc.Spec.Placement.Constraints == nil && !w.scarce) {
+			svc.Name == "web" && svc.Spec.Placement.Constraints == nil && !w.scarce && !onUnsettled(s, svc)) {
 			w.failf("task %s is left on drained node %s: %+v", l.Name, n.Name, l)
 		}
 	}
@@ -560,7 +603,7 @@ func mayEnd(svc *spec.Service) bool {
 
 // checkDead: what could run elsewhere does not wait for a host that is dead.
 func (w *World) checkDead(svc *spec.Service, t *spec.Task) {
-	if svc.Name == "web" && svc.Spec.Placement.Constraints == nil && !w.scarce {
+	if svc.Name == "web" && svc.Spec.Placement.Constraints == nil && !w.scarce && !onUnsettled(w.store.Snapshot(), svc) {
 		w.failf("task %s of %s waits for a dead host", t.ID, svc.Key())
 	}
 }
@@ -590,7 +633,9 @@ func (w *World) checkNothingLeft(s *store.Snapshot) {
 		}
 	}
 	for _, n := range s.Networks() {
-		if n.Gone && !used[n.ID] {
+		// Where addresses are scarce, a task may stay that could not be replaced.
+		stays := slices.ContainsFunc(s.TasksAt(n.ID), func(t *spec.Task) bool { return !t.Status.State.Terminal() })
+		if n.Gone && !used[n.ID] && !(w.scarce && stays) {
 			w.failf("network %s is left", n.Name)
 		}
 	}
@@ -624,7 +669,7 @@ func (w *World) checkViews() {
 			held = held || slices.ContainsFunc(snap.TasksOf(row.Name, s.Name), waitsForOther)
 			// What has no room says so, and what depends on it waits.
 			waits := s.State == reconciler.StateUpdating && (s.Update.Message != "" ||
-				strings.Contains(s.Message, "waits for service") || held || strings.Contains(s.Message, "no other node"))
+				strings.Contains(s.Message, "waits for service") || held || strings.Contains(s.Message, "waits for address") || strings.Contains(s.Message, "no other node"))
 			// What is never started again may have failed before all was well.
 			svc := snap.Service(row.Name, s.Name)
 			once := mayEnd(svc) || strings.Contains(s.Message, "the next one cannot be placed")

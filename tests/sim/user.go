@@ -37,6 +37,9 @@ func (w *World) use() {
 		c.CreateNetwork = &store.CreateNetwork{Name: "edge", Spec: spec.NetworkSpec{Driver: spec.DriverOverlay}}
 	case n < 98:
 		c.RemoveNetwork = &store.RemoveNetwork{Name: "edge"}
+	case n < 99:
+		w.reroute()
+		return
 	default:
 		c.RemoveVolumes = &store.RemoveVolumes{Names: []string{name + "_data"}}
 	}
@@ -189,6 +192,7 @@ func (w *World) stack(name string, good bool) spec.Stack {
 			s.Services["agent"] = agent
 		}
 	}
+	w.address(&s, image())
 	return s
 }
 

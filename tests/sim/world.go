@@ -34,8 +34,10 @@ type World struct {
 	calm bool
 	// dead is a host that does not come back, away one that stays drained.
 	dead, away *host
-	// late are commands that were sent and have not arrived yet.
-	late []store.Command
+	// late are commands that were sent and have not arrived yet; belated says that
+	// one of them does now.
+	late    []store.Command
+	belated bool
 	// Trace has one line per event, for the reader of a failing seed.
 	Trace []string
 	err   error
@@ -78,6 +80,9 @@ func (w *World) join() {
 	h.memory = int64(2+w.rng.IntN(6)) << 30
 	h.mtu = []int{0, 1400, 1500, 9000}[w.rng.IntN(4)]
 	h.address = fmt.Sprintf("192.0.2.%d:4477", w.made)
+	if w.chance(10) {
+		h.routes = routes[w.rng.IntN(len(routes))]
+	}
 	role := spec.RoleWorker
 	if w.made <= 3 {
 		role = spec.RoleManager
@@ -99,6 +104,9 @@ func (w *World) introduce(h *host) {
 	info := spec.NodeInfo{OS: "linux", Arch: "amd64", NanoCPUs: 4e9, Memory: h.memory, Format: store.Format}
 	if w.store.Snapshot().Format() >= store.MTUFormat {
 		info.MTU = h.mtu
+	}
+	if w.store.Snapshot().Format() >= store.AddressFormat {
+		info.Subnets = h.routes
 	}
 	w.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: h.id, Info: &info}}}})
 }
@@ -297,7 +305,8 @@ func (w *World) quiet() {
 // send brings a plan of the newest state into the log.
 func (w *World) send(plan spec.Plan) {
 	w.note("plan %s", keys(plan.Parts))
-	w.afterPlan(plan, w.apply(store.Command{Time: w.clock(), ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: plan.Parts}}))
+	before := w.store.Snapshot()
+	w.afterPlan(before, plan, w.apply(store.Command{Time: w.clock(), ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: plan.Parts}}))
 }
 
 // lead makes a plan and sends it, or loses it, or sends it twice, or late.
@@ -317,7 +326,9 @@ func (w *World) lead() {
 		w.send(plan)
 		if w.chance(5) {
 			w.note("the plan arrives again")
+			w.belated = true
 			w.apply(c)
+			w.belated = false
 		}
 	}
 }
@@ -335,17 +346,17 @@ func (w *World) plan() spec.Plan {
 
 // afterPlan demands that a plan of the newest state is taken as a whole and
 // leaves nothing to plan.
-func (w *World) afterPlan(plan spec.Plan, res store.Result) {
+func (w *World) afterPlan(before *store.Snapshot, plan spec.Plan, res store.Result) {
 	for i, err := range res.Parts {
 		if err != nil {
 			w.failf("part %s of a fresh plan was rejected: %v", plan.Parts[i].Key, err)
 			return
 		}
 	}
+	w.checkGiven(before, &plan)
 	next := w.planOf()
-	// Where addresses are scarce, one that this plan has set free is given
-	// away by the next.
-	for i := 0; w.scarce && i < 3 && !next.Empty(); i++ {
+	// What this plan has set free is given away by the next.
+	for i := 0; i < 3 && !next.Empty() && w.awaited(); i++ {
 		w.note("one more plan %s", keys(next.Parts))
 		w.apply(store.Command{Time: w.clock(), ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: next.Parts}})
 		next = w.planOf()
@@ -364,7 +375,9 @@ func (w *World) arriveLate() {
 	c := w.late[i]
 	w.late = append(w.late[:i], w.late[i+1:]...)
 	w.note("a late %s arrives", c.Kind())
+	w.belated = true
 	w.apply(c)
+	w.belated = false
 }
 
 // Converge ends all faults, and plays on until nothing moves any more.
@@ -426,6 +439,7 @@ func (w *World) Converge() {
 			w.idle(reconciler.Monitor) // nothing is to be done then, but all is trusted
 			w.checkWanted()
 			w.checkVIPsAtRest()
+			w.checkAddressesAtRest()
 			w.checkDocuments(w.store.Snapshot())
 			w.checkDrained()
 			w.checkPairsAtRest()
