@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"wherry.dev/spec"
 	"wherry.dev/tests/lab"
 )
 
@@ -48,6 +49,9 @@ func processes(t *testing.T, h *lab.Host, stack string) map[string]process {
 	t.Helper()
 	out := map[string]process{}
 	for _, ti := range tasks(t, h, stack) {
+		if ti.Desired != spec.DesiredRunning && ti.Status.PID == 0 {
+			continue // it is over, and about to go
+		}
 		start, err := startTime(ti.Status.PID)
 		if err != nil {
 			t.Fatalf("%s: %v", ti.Name, err)
