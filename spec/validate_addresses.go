@@ -210,6 +210,8 @@ func (c *checker) hostIP(at string, s string, way *NetworkSpec) {
 		c.add(at, "%q is not an IP address", s)
 	case ip.Zone() != "" || ip.IsMulticast() || ip.Is6() && ip.IsLinkLocalUnicast():
 		c.add(at, "%s is not an address that tells one node from another", s)
+	case ip == netip.IPv6Loopback():
+		c.add(at, "the kernel leads nothing from %s to a task: publish it on 127.0.0.1", s)
 	case ip.String() != s || ip.Is4In6():
 		c.add(at, "%s is to be written as %s", s, ip.Unmap())
 	case ip.Is6() && way != nil && !way.External && way.IPv6 == nil:

@@ -76,7 +76,7 @@ func TestValidateAddresses(t *testing.T) {
 	one, web := 1, s.Services["web"]
 	web.Replicas = &one
 	web.Template.Networks = []Attachment{{Network: "default", IP: "10.1.0.9", IP6: "fd00::9"}, {Network: "ext", IP: "192.0.2.9"}, {Network: "plain"}}
-	web.Ports = append(web.Ports, Port{Published: 81, Target: 80, Protocol: "tcp", Mode: PublishIngress, HostIP: "::1"},
+	web.Ports = append(web.Ports, Port{Published: 81, Target: 80, Protocol: "tcp", Mode: PublishIngress, HostIP: "2001:db8::2"},
 		Port{Published: 82, Target: 80, Protocol: "tcp", Mode: PublishIngress, HostIP: "::"}, Port{Published: 81, Target: 80, Protocol: "tcp", Mode: PublishIngress, HostIP: "2001:db8::1"})
 	s.Services["web"] = web
 	s.Services["also"] = ServiceSpec{Mode: Replicated, Template: Template{Image: "a", Networks: []Attachment{{Network: "default", IP: "10.1.0.10"}}, Restart: Restart{Condition: RestartAny}}}
@@ -228,8 +228,9 @@ func TestValidateStackRefuses(t *testing.T) {
 		{"ports[2].host_ip:", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "localhost"})},
 		{"ports[2].host_ip: ff02::1 is not", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "ff02::1"})},
 		{"ports[2].host_ip: fe80::1%eth0 is not", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "fe80::1%eth0"})},
-		{"ports[2].host_ip: 0::1 is to be written as ::1", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "0::1"})},
-		{"ports[2].host_ip: nothing would answer at ::1", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "::1"})},
+		{"ports[2].host_ip: 2001:db8::0:1 is to be written as 2001:db8::1", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "2001:db8::0:1"})},
+		{"ports[2].host_ip: the kernel leads nothing from ::1", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "::1"})},
+		{"ports[2].host_ip: nothing would answer at 2001:db8::1", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "2001:db8::1"})},
 		{"ports[2].host_ip: nothing would answer at ::", port(Port{Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "::"})},
 		{"ports[2]: port 80/udp is published by web", port(Port{Published: 80, Target: 1, Protocol: "udp", Mode: PublishHost, HostIP: "0.0.0.0"})},
 		{"ports[2]: port 80/tcp is published by web", port(Port{Published: 80, Target: 1, Protocol: "tcp", Mode: PublishHost, HostIP: "127.0.0.1"})},

@@ -128,6 +128,9 @@ func (c *conversion) families(s types.ServiceConfig, ports []spec.Port, paths []
 		ip, _ := netip.ParseAddr(p.HostIP)
 		other := p
 		switch {
+		case ip == netip.IPv6Loopback():
+			c.at(NoEffect, paths[i], "nothing is published on ::1: the kernel leads nothing from there to a container", "publish it on 127.0.0.1")
+			continue
 		case ip == netip.IPv4Unspecified():
 			other.HostIP = netip.IPv6Unspecified().String()
 			if !six || slices.Contains(ports, other) {

@@ -78,7 +78,7 @@ var serviceRows = []row{
 	{path: "services.*.ports.[].target"},
 	{path: "services.*.ports.[].published", note: "one port; a range for one target is not built yet"},
 	{path: "services.*.ports.[].protocol"},
-	{path: "services.*.ports.[].host_ip", note: "IPv4 or IPv6, never widened: 0.0.0.0 and :: are all addresses of their family. An IPv6 address needs enable_ipv6 on the first network that is not internal"},
+	{path: "services.*.ports.[].host_ip", note: "IPv4 or IPv6, never widened: 0.0.0.0 and :: are all addresses of their family. An IPv6 address needs enable_ipv6 on the first network that is not internal; ::1 has no effect"},
 	{path: "services.*.ports.[].mode", note: "ingress (the default): on every node; host: on the nodes of the tasks"},
 	{path: "services.*.ports.[].name", note: "SRV lookups of _NAME._PROTOCOL.SERVICE and _NAME._PROTOCOL.tasks.SERVICE answer with the target port"},
 	{path: "services.*.ports.[].app_protocol", verdict: NoEffect, note: "ports are forwarded whatever they speak"},
