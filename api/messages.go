@@ -213,8 +213,11 @@ type NetworkInfo struct {
 	State string `json:"state"`
 	// Services that attach to it, as "stack/service", sorted.
 	Services []string `json:"services"`
-	// Problem says why it has no subnet.
+	// Problem says why it has no subnet, or not that of IPv6.
 	Problem string `json:"problem,omitempty"`
+	// Note is what a person ought to know of it all the same: a node reaches some
+	// of it by other ways, or it waits for other numbers.
+	Note string `json:"note,omitempty"`
 }
 
 // NetworkDetail is the answer of "network.get".

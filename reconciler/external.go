@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"time"
@@ -72,8 +73,11 @@ func (p *planner) whyNoNetwork(name string) string {
 type NetworkUse struct {
 	// Services that attach to it, by key, sorted.
 	Services []string
-	// Problem says why it has no subnet; empty for one that has, or is about to.
+	// Problem says why it has no subnet, or not that of IPv6; empty for one that
+	// has, or is about to.
 	Problem string
+	// Note is what a person ought to know of it all the same.
+	Note string
 }
 
 // Uses returns the uses of all networks, by ID.
@@ -82,7 +86,7 @@ func Uses(s *store.Snapshot, now time.Time) map[spec.NetworkID]NetworkUse {
 	p.numberNetworks()
 	out := map[spec.NetworkID]NetworkUse{}
 	for _, n := range s.Networks() {
-		out[n.ID] = NetworkUse{Services: []string{}, Problem: p.troubles[n.ID]}
+		out[n.ID] = NetworkUse{Services: []string{}, Problem: p.troubles[n.ID], Note: cmp.Or(p.meetsHosts(n), p.renumberNote(n))}
 	}
 	for _, svc := range p.services {
 		for id := range p.attachedTo(svc) {

@@ -41,7 +41,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //	lead                        a new leader begins to lead now
 //	wait DURATION
 //	content ID… | secret NAME ID | files TASK KEY=ID… | reads NODE | uses NODE ID    see data
-//	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | tasks
+//	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | used | tasks
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -266,6 +266,11 @@ func (c *cluster) do(line string) {
 		c.printPreview(&p)
 	case "wanted":
 		c.printWanted(f[1])
+	case "used":
+		uses := Uses(c.store.Snapshot(), c.now)
+		for _, n := range c.store.Snapshot().Networks() {
+			c.printf("  %s of %v%s%s\n", n.Name, uses[n.ID].Services, join(", problem: ", uses[n.ID].Problem), join(", note: ", uses[n.ID].Note))
+		}
 	case "networks":
 		for _, n := range HostNetworks(c.store.Snapshot(), nodeID(f[1])) {
 			c.printNetwork(&n)

@@ -25,7 +25,7 @@ func (s *Server) networkList(w http.ResponseWriter, r *http.Request) error {
 }
 
 func networkInfo(snap *store.Snapshot, n *spec.Network, use reconciler.NetworkUse) api.NetworkInfo {
-	out := api.NetworkInfo{Network: *n, Services: use.Services, Problem: use.Problem}
+	out := api.NetworkInfo{Network: *n, Services: use.Services, Problem: use.Problem, Note: use.Note}
 	switch {
 	case n.Gone && len(use.Services) > 0:
 		out.State = api.NetworkKept

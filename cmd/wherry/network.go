@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -31,10 +32,7 @@ func (a *app) networkLsCmd() *cobra.Command {
 }
 
 func networkRow(n api.NetworkInfo) []string {
-	state := n.State
-	if n.Problem != "" {
-		state = n.Problem
-	}
+	state := cmp.Or(n.Problem, n.Note, n.State)
 	subnets := slices.DeleteFunc([]string{n.Subnet, n.Subnet6}, func(s string) bool { return s == "" })
 	return []string{n.Name, cmp.Or(n.Stack, "-"), string(n.Spec.Driver), cmp.Or(strings.Join(subnets, ","), "-"), state, cmp.Or(strings.Join(n.Services, ","), "-")}
 }
@@ -62,16 +60,51 @@ func (a *app) networkCreateCmd() *cobra.Command {
 		Use: "create NETWORK", Short: "Make a network that belongs to no stack", Args: someArgs("one name", 1, 1),
 		Long: "Make a network that belongs to no stack. Services join it as an external network of their file. It stays until it is removed by\n" +
 			"\"wherry network rm\".",
-		Example: "  wherry network create edge\n  wherry network create lab --internal --subnet 10.50.0.0/24",
+		Example: "  wherry network create edge\n  wherry network create lab --internal --subnet 10.50.0.0/24\n" +
+			"  wherry network create dual --ipv6 --subnet 10.51.0.0/24 --subnet fd12:3456:789a::/64 --ip-range 10.51.0.128/25",
 	}
 	var n spec.NetworkSpec
 	driver := c.Flags().String("driver", string(spec.DriverOverlay), "overlay spans all hosts, bridge is local to each")
 	c.Flags().BoolVar(&n.Internal, "internal", false, "no way out of the network, and no published ports on it")
-	c.Flags().StringVar(&n.Subnet, "subnet", "", "its subnet, such as 10.50.0.0/24 (default: one that is free)")
+	ipv6 := c.Flags().Bool("ipv6", false, "IPv6 besides IPv4")
+	subnets := c.Flags().StringArray("subnet", nil, "its subnet, such as 10.50.0.0/24 (default: one that is free); once more for IPv6")
+	ranges := c.Flags().StringArray("ip-range", nil, "the part of its subnet that addresses are chosen from; once more for IPv6")
+	gateways := c.Flags().StringArray("gateway", nil, "the address of the nodes (default: the first of its subnet); once more for IPv6")
+	reserved := c.Flags().StringArray("reserve", nil, "an address that is never chosen; may be given several times")
 	labels := c.Flags().StringArray("label", nil, "a label KEY=VALUE; may be given several times")
 	wait := addWait(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		n.Driver = spec.NetworkDriver(*driver)
+		if *ipv6 {
+			n.IPv6 = &spec.Pool{}
+		}
+		for _, f := range []struct {
+			name   string
+			values []string
+			set    func(p *spec.Pool, v string) (twice bool)
+		}{
+			{"subnet", *subnets, func(p *spec.Pool, v string) bool { return swap(&p.Subnet, v) }},
+			{"ip-range", *ranges, func(p *spec.Pool, v string) bool { return swap(&p.Range, v) }},
+			{"gateway", *gateways, func(p *spec.Pool, v string) bool { return swap(&p.Gateway, v) }},
+			{"reserve", *reserved, func(p *spec.Pool, v string) bool { p.Reserved = append(p.Reserved, v); return false }},
+		} {
+			for _, v := range f.values {
+				p := &n.Pool
+				if strings.Contains(v, ":") {
+					p = n.IPv6
+				}
+				switch {
+				case p == nil:
+					return exitWith(exitUsage, "--%s %s needs --ipv6", f.name, v)
+				case f.set(p, v):
+					return exitWith(exitUsage, "--%s is given twice for one family: %s", f.name, v)
+				}
+			}
+		}
+		sortAddresses(n.Reserved)
+		if n.IPv6 != nil {
+			sortAddresses(n.IPv6.Reserved)
+		}
 		for _, l := range *labels {
 			k, v, ok := strings.Cut(l, "=")
 			if !ok || k == "" {
@@ -97,6 +130,21 @@ func (a *app) networkCreateCmd() *cobra.Command {
 		return nil
 	}
 	return c
+}
+
+// swap sets a text and reports whether it was set before.
+func swap(at *string, v string) (set bool) {
+	set, *at = *at != "", v
+	return set
+}
+
+// sortAddresses puts addresses in their order; the manager judges what is none.
+func sortAddresses(list []string) {
+	slices.SortFunc(list, func(a, b string) int {
+		x, _ := netip.ParseAddr(a)
+		y, _ := netip.ParseAddr(b)
+		return x.Compare(y)
+	})
 }
 
 // waitNetwork waits until a network has its subnet.
