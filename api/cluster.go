@@ -270,6 +270,8 @@ type ClusterStatus struct {
 	Managers    []ManagerStatus `json:"managers"`
 	Workers     int             `json:"workers"`
 	Ready       int             `json:"ready"` // nodes that are ready
+	// VXLANPort is the UDP port of networks between hosts.
+	VXLANPort uint16 `json:"vxlan_port"`
 	// CA tells of the certificate authority: its signer, and which nodes an
 	// exchange of it waits for.
 	Signer  string   `json:"signer"`

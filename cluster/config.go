@@ -32,6 +32,10 @@ type Config struct {
 	// Join makes this host a node of a cluster that is there already. On a
 	// folder that belongs to that cluster it does nothing.
 	Join *Join
+	// VXLANPort is the UDP port of networks between hosts of a cluster that this
+	// member forms; 0 is spec.VXLANPort. In any other cluster it is the one that
+	// the state has.
+	VXLANPort uint16
 	// Peers are addresses of nodes to begin with, when all that are known of
 	// the cluster may be outdated.
 	Peers []string

@@ -135,6 +135,9 @@ func (e *enroller) admit(snap *store.Snapshot, r api.JoinRequest, role spec.Node
 	if role == spec.RoleManager && r.Format < snap.Format() {
 		return "", spec.Invalidf("this host runs wherry %s, which knows the format %d of the state, and the cluster uses %d: upgrade wherry on this host, then join again", r.Version, r.Format, snap.Format())
 	}
+	if port := snap.VXLANPort(); port != spec.VXLANPort && r.Format < store.AddressFormat {
+		return "", spec.Invalidf("this host runs wherry %s, whose networks between hosts use UDP port %d, and the cluster uses %d: upgrade wherry on this host, then join again", r.Version, spec.VXLANPort, port)
+	}
 	if key, err = ca.Fingerprint(r.CSR); err != nil {
 		return "", err
 	}

@@ -43,7 +43,10 @@ type office struct {
 	skew atomic.Int64
 }
 
-func newOffice(t testing.TB) *office {
+func newOffice(t testing.TB) *office { return newOfficeWith(t, 0) }
+
+// newOfficeWith is of a cluster whose networks use another port.
+func newOfficeWith(t testing.TB, vxlanPort uint16) *office {
 	t.Helper()
 	identity, err := ca.OpenIdentity(t.TempDir() + "/tls")
 	if err != nil {
@@ -56,7 +59,7 @@ func newOffice(t testing.TB) *office {
 		propose: o.apply, fresh: func(context.Context) error { return nil },
 		limit: &limiter{}, now: func() time.Time { return time.Now().Add(time.Duration(o.skew.Load())) }, log: slog.New(slog.DiscardHandler),
 	}
-	o.must(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "c1", Incarnation: 1, Format: store.Format}})
+	o.must(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "c1", Incarnation: 1, Format: store.Format, VXLANPort: vxlanPort}})
 	o.must(store.Command{PutNode: &store.PutNode{ID: bossID, Name: "m1", Address: "127.0.0.1:4477", Role: spec.RoleManager, Key: identity.Key()}})
 	if err := o.ensureAuthority(t.Context()); err != nil {
 		t.Fatal(err)
@@ -302,6 +305,28 @@ func TestJoinRefused(t *testing.T) {
 				t.Errorf("there are %d nodes now, before %d", n, before)
 			}
 		})
+	}
+}
+
+// TestJoinKnowsThePort: a host of a version that cannot be told the port of
+// networks would be a part of them that nobody reaches.
+func TestJoinKnowsThePort(t *testing.T) {
+	for _, c := range []struct {
+		port   uint16
+		format int
+		want   string
+	}{
+		{0, 3, ""},
+		{4789, store.AddressFormat, ""},
+		{4789, 3, "this host runs wherry v1, whose networks between hosts use UDP port 4478, and the cluster uses 4789: upgrade wherry on this host, then join again"},
+	} {
+		o := newOfficeWith(t, c.port)
+		h := newHost(t, "00000000000000b2", "w2")
+		h.self.Format = c.format
+		_, err := h.join(o.open(), o.tokenFor(spec.RoleWorker))
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("port %d, format %d: %v", c.port, c.format, err)
+		}
 	}
 }
 

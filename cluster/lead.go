@@ -152,7 +152,7 @@ func (m *Member) form(ctx context.Context) error {
 	s := m.store.Snapshot()
 	if s.ClusterID() == "" {
 		err := m.must(ctx, store.Command{Bootstrap: &store.Bootstrap{
-			ClusterID: hex.EncodeToString(random(8)), Incarnation: 1, Format: store.Format,
+			ClusterID: hex.EncodeToString(random(8)), Incarnation: 1, Format: store.Format, VXLANPort: m.c.VXLANPort,
 		}})
 		if err != nil {
 			return err

@@ -156,7 +156,7 @@ const (
 
 // survey makes one picture of what the managers have said.
 func survey(s *store.Snapshot, self spec.NodeID, answers map[spec.NodeID]api.MemberStatus, failures map[spec.NodeID]error, now time.Time) api.ClusterStatus {
-	c := api.ClusterStatus{ClusterID: s.ClusterID(), Incarnation: s.Incarnation(), Format: s.Format()}
+	c := api.ClusterStatus{ClusterID: s.ClusterID(), Incarnation: s.Incarnation(), Format: s.Format(), VXLANPort: s.VXLANPort()}
 	// Who leads is believed of the newest term; only the leader's own word
 	// counts, if it is there.
 	var newest api.MemberStatus

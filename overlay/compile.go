@@ -438,6 +438,10 @@ func linkLocalOf(mac string) (netip.Prefix, bool) {
 	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}), 64), true
 }
 
+// tunnelPort is the UDP port of a network between hosts, the same for all
+// networks of a cluster.
+func tunnelPort(d spec.HostNetwork) uint16 { return cmp.Or(d.VXLANPort, spec.VXLANPort) }
+
 // tunnel adds to st what links the network to its other hosts. Nothing is
 // flooded or learned: for every task and every host there is an entry that
 // says where it is, and the bridge answers for the tasks.
@@ -449,7 +453,7 @@ func (n network) tunnel(in Input, st State) {
 	st.Links[LinkID{Name: name}] = Link{
 		Kind: kindVXLAN, Alias: tunnelAlias(in.Node, n.doc.Network.ID), MTU: n.mtu, Up: true,
 		Master: n.bridgeN, Port: Port{NeighSuppress: true},
-		VNI: n.doc.Network.VNI, Local: in.underlay().String(), DstPort: spec.VXLANPort,
+		VNI: n.doc.Network.VNI, Local: in.underlay().String(), DstPort: tunnelPort(n.doc),
 	}
 	to := func(mac string, host netip.Addr) {
 		st.FDB[FDB{Link: name, MAC: mac}] = true
@@ -532,6 +536,9 @@ func (in Input) program(networks map[spec.NetworkID]network, chains map[string]C
 	}
 	in.members(t.Sets[setPeers], family)
 	in.api(t.Sets[setAPI])
+	for _, d := range in.Networks {
+		t.Sets[setTunnels][fmt.Sprintf("udp . %d", tunnelPort(d))] = ""
+	}
 	var egress []Rule
 	for _, n := range networks {
 		t.Sets[setBridges][n.bridgeN] = ""

@@ -7,8 +7,6 @@ import (
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
-
-	"wherry.dev/spec"
 )
 
 // reg32 is the n-th 32-bit register; a concatenation is registers in a row.
@@ -82,11 +80,6 @@ func (t term) exprs() []expr.Any {
 	case termReject:
 		const portUnreachable, portUnreachable6 = 3, 4
 		return t.reject(portUnreachable, portUnreachable6)
-	case termVXLAN:
-		return []expr.Any{
-			meta(expr.MetaKeyL4PROTO, reg32(0)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg32(0), Data: []byte{unix.IPPROTO_UDP}},
-			dport(reg32(0)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg32(0), Data: binary.BigEndian.AppendUint16(nil, spec.VXLANPort)},
-		}
 	case termSaddrIn:
 		return []expr.Any{t.source(0), lookup()}
 	case termDaddrIn:

@@ -109,6 +109,16 @@ func PortHolder(proto string, port uint16) (name string, held bool) {
 	return name, held
 }
 
+// TunnelPort returns the UDP port of this host's networks, if it has any.
+func (h *Host) TunnelPort() (port uint16, known bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, n := range h.nets {
+		return tunnelPort(n), true
+	}
+	return 0, false
+}
+
 // HasIPv6 reports whether a network of this host has IPv6.
 func (h *Host) HasIPv6() bool {
 	h.mu.Lock()

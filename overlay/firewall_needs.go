@@ -161,6 +161,14 @@ func justAddr(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, a.BitLen())
 }
 
+// tunnelPort is the port of networks between hosts.
+func (in fwInput) tunnelPort() uint16 {
+	if len(in.Networks) > 0 {
+		return tunnelPort(in.Networks[0])
+	}
+	return spec.VXLANPort
+}
+
 // nodeNeeds is what nodes say to each other: by the tunnels' port with the
 // hosts of common networks, by the API's with all.
 func (in fwInput) nodeNeeds() []need {
@@ -187,7 +195,7 @@ func (in fwInput) nodeNeeds() []need {
 	for _, s := range []struct {
 		proto string
 		port  uint16
-	}{{"tcp", api}, {"udp", api}, {"udp", spec.VXLANPort}} {
+	}{{"tcp", api}, {"udp", api}, {"udp", in.tunnelPort()}} {
 		from := need{what: fmt.Sprintf("what other nodes send to port %d/%s", s.port, s.proto), now: now, proto: s.proto, port: s.port}
 		to := need{what: fmt.Sprintf("what this node sends to port %d/%s of others", s.port, s.proto), now: now, proto: s.proto, port: s.port, out: true}
 		for _, peer := range peers {

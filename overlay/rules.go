@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"wherry.dev/spec"
 )
 
 // termKind is one building block of a rule; its text is nft(8)'s where nft has
@@ -35,7 +33,6 @@ const (
 	termJump
 	termRejectTCP
 	termReject
-	termVXLAN   // udp dport of networks between hosts
 	termSaddrIn // ip saddr @set
 	termDaddrIn // ip daddr @set
 	termSelf    // ip saddr . ip daddr @set
@@ -104,8 +101,6 @@ func (t term) String() string {
 		return "reject with tcp reset"
 	case termReject:
 		return "reject"
-	case termVXLAN:
-		return fmt.Sprintf("udp dport %d", spec.VXLANPort)
 	case termSaddrIn:
 		return ip + " saddr " + op + "@" + t.set
 	case termDaddrIn:
@@ -168,6 +163,7 @@ const (
 	setEnds      = "ends"       // tasks on our networks; no rule asks, see diffFlows
 	setPeers     = "peers"      // addresses of the other hosts of our networks
 	setAPI       = "api"        // the ports of the node's API
+	setTunnels   = "tunnels"    // the port of networks between hosts
 	setSelf      = "self"       // each published task of this host with itself
 	mapAny       = "any"        // + slots: published on every address
 	mapAt        = "at"         // + slots: published on one address
@@ -220,6 +216,7 @@ func setTypes(ip fieldType) map[string]setType {
 		setEnds:      {key: []fieldType{ip}},
 		setPeers:     {key: []fieldType{ip}},
 		setAPI:       {key: []fieldType{fieldProto, fieldPort}},
+		setTunnels:   {key: []fieldType{fieldProto, fieldPort}},
 		setSelf:      {key: []fieldType{ip, ip}},
 	}
 	for _, n := range slotClasses {
@@ -263,7 +260,7 @@ func baseChains() map[string]Chain {
 			// A task's packet to another host would leave with this host's
 			// address, which is a member's: it could speak for the node, or put
 			// frames into any network.
-			rule(iif(setBridges), is(termVXLAN), is(termDrop)),
+			rule(iif(setBridges), in(termPort, setTunnels), is(termDrop)),
 			rule(iif(setBridges), in(termDaddrIn, setPeers), in(termPort, setAPI), is(termDrop)),
 			rule(iif(setBridges), daddr(linkLocal), is(termDrop)),
 			rule(iif(setInternal), is(termDrop)),
@@ -275,8 +272,8 @@ func baseChains() map[string]Chain {
 		"in": {Hook: Hook{Type: "filter", Name: "input", Priority: 0}, Rules: append([]Rule{
 			// Before the tunnel's end sees them. Addresses can be forged on the
 			// underlay: this keeps out strangers, not attackers on the wire.
-			rule(is(termVXLAN), term{kind: termSaddrIn, set: setPeers, not: true}, is(termDrop)),
-			rule(iif(setBridges), is(termVXLAN), is(termDrop)),
+			rule(in(termPort, setTunnels), term{kind: termSaddrIn, set: setPeers, not: true}, is(termDrop)),
+			rule(iif(setBridges), in(termPort, setTunnels), is(termDrop)),
 			rule(iif(setBridges), in(termPort, setAPI), is(termDrop)),
 			rule(iif(setBridges), daddr(linkLocal), is(termDrop)),
 			rule(iif(setInternal), is(termNew), is(termDrop)),

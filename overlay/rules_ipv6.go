@@ -24,12 +24,12 @@ func metadata6() []netip.Prefix {
 func guardChains6() map[string]Chain {
 	return onIPv6(map[string]Chain{
 		"forward": {Hook: Hook{Type: "filter", Name: "forward"}, Rules: []Rule{
-			rule(iif(setBridges), is(termVXLAN), is(termDrop)),
+			rule(iif(setBridges), in(termPort, setTunnels), is(termDrop)),
 			rule(iif(setBridges), in(termDaddrIn, setPeers), in(termPort, setAPI), is(termDrop)),
 		}},
 		"in": {Hook: Hook{Type: "filter", Name: "input"}, Rules: []Rule{
-			rule(is(termVXLAN), term{kind: termSaddrIn, set: setPeers, not: true}, is(termDrop)),
-			rule(iif(setBridges), is(termVXLAN), is(termDrop)),
+			rule(in(termPort, setTunnels), term{kind: termSaddrIn, set: setPeers, not: true}, is(termDrop)),
+			rule(iif(setBridges), in(termPort, setTunnels), is(termDrop)),
 			rule(iif(setBridges), in(termPort, setAPI), is(termDrop)),
 		}},
 	})

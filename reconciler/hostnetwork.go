@@ -104,6 +104,9 @@ func (h *host) network(id spec.NetworkID) *hostNetwork {
 	}
 	n := &hostNetwork{host: h, ends: map[string]bool{}}
 	n.Clock, n.Network = clock(h.snap), *row
+	if port := h.snap.VXLANPort(); port != spec.VXLANPort {
+		n.VXLANPort = port
+	}
 	if me := h.nodes[h.node]; me != nil {
 		n.HostNumber = me.Number
 	}

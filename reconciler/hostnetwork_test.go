@@ -72,3 +72,23 @@ func BenchmarkHostNetworks(b *testing.B) {
 		})
 	}
 }
+
+// TestDocumentsTellThePort: all documents have the cluster's port, and none the
+// usual one.
+func TestDocumentsTellThePort(t *testing.T) {
+	for port, want := range map[uint16]uint16{0: 0, spec.VXLANPort: 0, 4789: 4789} {
+		c := emptyCluster(t)
+		c.must(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "test", Incarnation: 1, Format: store.Format, VXLANPort: port}})
+		c.must(store.Command{PutNode: &store.PutNode{ID: nodeID("n1"), Name: "n1", Role: spec.RoleManager, Address: "10.0.0.1:4477"}})
+		c.must(store.Command{PutStack: &store.PutStack{Stack: spec.Stack{Name: "shop",
+			Networks: map[string]spec.NetworkSpec{"default": {Driver: spec.DriverOverlay}},
+			Services: map[string]spec.ServiceSpec{"web": {Mode: spec.Global, Template: spec.Template{Image: "web:1", Networks: []spec.Attachment{{Network: "default"}}}}}}}})
+		for range 3 {
+			c.must(store.Command{ApplyPlan: &store.ApplyPlan{Epoch: 1, Parts: Plan(c.store.Snapshot(), c.now).Parts}})
+		}
+		docs := HostNetworks(c.store.Snapshot(), nodeID("n1"))
+		if len(docs) != 1 || docs[0].VXLANPort != want {
+			t.Errorf("port %d: %+v", port, docs)
+		}
+	}
+}

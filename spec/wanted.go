@@ -58,6 +58,9 @@ type HostNetwork struct {
 	// MTU in bytes of what carries the network between its hosts, the least of
 	// them; 0 is unknown. It is the same on all hosts.
 	MTU int `json:"mtu,omitempty"`
+	// VXLANPort is the UDP port that carries the network between its hosts, the
+	// same for all networks of a cluster; 0 is VXLANPort.
+	VXLANPort uint16 `json:"vxlan_port,omitempty"`
 	// Tasks of this node on the network, running or about to, by ascending ID.
 	Tasks []Endpoint `json:"tasks,omitempty"`
 	// Hosts are the other nodes that the network is on, by ascending Number;
@@ -118,7 +121,8 @@ type VIP struct {
 	Targets []string `json:"targets,omitempty"`
 }
 
-// VXLANPort is the UDP port that networks between hosts use. It is not the
+// VXLANPort is the UDP port that networks between hosts use in a cluster that
+// was not formed with another one. It is not the
 // assigned 4789, which Swarm takes on the same hosts, with the same identifiers.
 const VXLANPort = 4478
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
@@ -220,8 +221,13 @@ func (r *reducer) bootstrap(c *Bootstrap) error {
 		return spec.Invalidf("format %d is unknown", c.Format)
 	case c.Format != 0 && c.Format < r.meta.Format:
 		return spec.Conflictf("the state has format %d and cannot go back to %d", r.meta.Format, c.Format)
+	case c.VXLANPort != 0 && r.meta.ClusterID != "" && c.VXLANPort != r.meta.VXLANPort:
+		return spec.Conflictf("the port of networks between hosts was chosen when the cluster was formed and cannot be changed")
+	case c.VXLANPort != 0 && max(c.Format, r.meta.Format) < AddressFormat:
+		return spec.Conflictf("another port of networks between hosts needs format %d of the state", AddressFormat)
 	}
 	next := r.meta
+	next.VXLANPort = cmp.Or(next.VXLANPort, c.VXLANPort)
 	next.ClusterID = c.ClusterID
 	if c.Format != 0 {
 		next.Format = c.Format

@@ -25,7 +25,8 @@ import (
 //	   ServiceSpec.EndpointMode; NodeInfo.MTU
 //	4  addresses: NetworkSpec.IPv6, Range, Gateway, Reserved and Parent, and all
 //	   that follows from them; Attachment.IP and IP6; Port.HostIP that is all
-//	   addresses of one family; NodeInfo.Subnets; Port.First and Last
+//	   addresses of one family; NodeInfo.Subnets; Port.First and Last;
+//	   Bootstrap.VXLANPort
 //	   networks: CreateNetwork, RemoveNetwork, and external networks that do
 //	   not exist yet
 //	   templates: what newInTemplate lists; Task.Joins
@@ -90,6 +91,9 @@ type Bootstrap struct {
 	Incarnation uint64 `json:"incarnation"`
 	// Format that the state shall use from now on, at most Format; 0 keeps it.
 	Format int `json:"format,omitempty"`
+	// VXLANPort is the UDP port of networks between hosts, chosen with the first
+	// Bootstrap for ever; 0 is spec.VXLANPort. It needs AddressFormat.
+	VXLANPort uint16 `json:"vxlan_port,omitempty"`
 }
 
 // PutStack declares a stack: the state shall be as it says.

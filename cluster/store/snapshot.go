@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"iter"
 	"slices"
 
@@ -23,6 +24,8 @@ type Snapshot struct {
 // meta is the part of the state that is no table.
 type meta struct {
 	ClusterID string `json:"cluster_id,omitempty"`
+	// VXLANPort as it was chosen when the cluster was formed; 0 is spec.VXLANPort.
+	VXLANPort uint16 `json:"vxlan_port,omitempty"`
 	// Format of commands that the state admits.
 	Format int `json:"format"`
 	// Incarnation and Counter are the last identifier that was assigned.
@@ -55,6 +58,9 @@ func (n *Snapshot) Epoch() uint64 { return n.meta.Epoch }
 
 // ClusterID returns the identity of the cluster; empty before Bootstrap.
 func (n *Snapshot) ClusterID() string { return n.meta.ClusterID }
+
+// VXLANPort returns the UDP port of networks between hosts. It never changes.
+func (n *Snapshot) VXLANPort() uint16 { return cmp.Or(n.meta.VXLANPort, spec.VXLANPort) }
 
 // Format returns the format that commands may use at most.
 func (n *Snapshot) Format() int { return n.meta.Format }

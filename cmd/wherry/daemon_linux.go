@@ -52,6 +52,7 @@ type daemonConfig struct {
 	recover         bool
 	instance        string // of this process
 	containerd      string
+	vxlanPort       uint16
 	mtu             int // the most that the underlay carries; 0 is as its device says
 	logLevel        string
 }
@@ -80,6 +81,7 @@ func (a *app) addDaemon(root *cobra.Command) {
 	f.StringSliceVar(&c.peers, "peer", nil, "IP:PORT of any node of this cluster, should all known addresses be outdated")
 	f.BoolVar(&c.recover, "recover", false, "make this manager the only one: when the majority of managers is lost for ever")
 	f.StringVar(&c.containerd, "containerd", "", "socket of a running containerd to use instead of the own one")
+	f.Uint16Var(&c.vxlanPort, "vxlan-port", 0, "UDP port of networks between hosts, chosen for ever when the first daemon makes a cluster (default 4478)")
 	f.IntVar(&c.mtu, "mtu", 0, "most bytes in a packet to other hosts, when less arrives than the device takes (default: as the device)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.AddCommand(cmd)
@@ -158,6 +160,12 @@ func (c *daemonConfig) prepare(fromEnv string) error {
 	if c.mtu != 0 && (c.mtu < overlay.LeastMTU || c.mtu > overlay.MostMTU) {
 		return exitWith(exitUsage, "--mtu %d: want %d to %d bytes, or nothing for what the device takes", c.mtu, overlay.LeastMTU, overlay.MostMTU)
 	}
+	if c.join != "" && c.vxlanPort != 0 {
+		return exitWith(exitUsage, "--vxlan-port is for the first daemon of a cluster, which tells the others; leave it out with --join")
+	}
+	if c.vxlanPort != 0 && c.listen() == fmt.Sprintf(":%d", c.vxlanPort) {
+		return exitWith(exitUsage, "--vxlan-port %d is the port of --advertise; take another one for one of the two", c.vxlanPort)
+	}
 	if c.join != "" && c.recover {
 		return exitWith(exitUsage, "--recover is for a manager that has lost the others, --join for a new node: only one of them")
 	}
@@ -183,6 +191,18 @@ func (c *daemonConfig) prepare(fromEnv string) error {
 			return fmt.Errorf("find the host's name: %w; give --name", err)
 		}
 		c.name = host
+	}
+	return nil
+}
+
+// checkPort refuses a port of networks that is not the cluster's.
+func (c *daemonConfig) checkPort(m *cluster.Member) error {
+	switch {
+	case c.vxlanPort == 0:
+	case m.Role() != spec.RoleManager:
+		return spec.Conflictf("--vxlan-port is for the first daemon of a cluster, and this node is a worker; leave it out: the managers tell the port")
+	case m.Store().Snapshot().VXLANPort() != c.vxlanPort:
+		return spec.Conflictf("--vxlan-port %d: the networks of this cluster use UDP port %d since it was made, and cannot change; leave the flag out", c.vxlanPort, m.Store().Snapshot().VXLANPort())
 	}
 	return nil
 }

@@ -28,6 +28,10 @@ func TestDaemonFlags(t *testing.T) {
 		"small packets":     {daemonConfig{mtu: 1279}, "want 1280 to 9000 bytes"},
 		"large packets":     {daemonConfig{mtu: 9001}, "want 1280 to 9000 bytes"},
 		"packets":           {daemonConfig{mtu: 1400}, ""},
+		"another port":      {daemonConfig{vxlanPort: 4789}, ""},
+		"port of a joiner":  {daemonConfig{vxlanPort: 4789, join: "10.0.0.1:4477", token: "T"}, "leave it out with --join"},
+		"port of the API":   {daemonConfig{vxlanPort: 4477}, "the port of --advertise"},
+		"port of the API 2": {daemonConfig{vxlanPort: 5000, advertise: "10.0.0.1:5000"}, "the port of --advertise"},
 		"long run folder":   {daemonConfig{runDir: "/run/" + strings.Repeat("x", 200)}, "would not fit"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -33,7 +33,7 @@ type doctor struct {
 func (d doctor) Checks(ctx context.Context) []api.Check {
 	underlay := underlayOf(d.member)()
 	status := d.network.Status()
-	h := hostLook{dataDir: d.c.dataDir, runDir: d.c.runDir, port: underlay.Port(), running: true,
+	h := hostLook{dataDir: d.c.dataDir, runDir: d.c.runDir, port: underlay.Port(), tunnels: d.tunnelPort(), running: true,
 		networks: len(status.Applied) > 0, six: underlay.Addr().Unmap().Is6() || d.network.HasIPv6()}
 	h.firewalls = func() ([]overlay.FirewallProblem, error) { return overlay.CheckFirewalls(d.c.runDir, underlay) }
 	return look(ctx, append([]aLook{
@@ -42,6 +42,18 @@ func (d doctor) Checks(ctx context.Context) []api.Check {
 		})},
 		{"containerd", single(d.containerd)}, {"manager", d.managers}, {"certificate", single(d.certificate)}, {"network", d.networks}, {"path", d.paths.checks},
 	}, h.looks()...))
+}
+
+// tunnelPort is the port of networks between hosts, as far as this node knows.
+func (d doctor) tunnelPort() uint16 {
+	port, known := d.network.TunnelPort()
+	switch {
+	case known:
+		return port
+	case d.member.Role() == spec.RoleManager:
+		return d.member.Store().Snapshot().VXLANPort()
+	}
+	return spec.VXLANPort
 }
 
 func (d doctor) containerd(ctx context.Context) api.Check {

@@ -218,6 +218,9 @@ type portState struct {
 	by string
 	// own: this daemon has it, or a tunnel of it.
 	own bool
+	// tunnels: it is the port of networks between hosts, which the kernel holds
+	// while there are any.
+	tunnels bool
 }
 
 // judgePort judges a port that the node needs. running says that its daemon
@@ -230,11 +233,11 @@ func judgePort(p portState, running bool) api.Check {
 	case p.held:
 		c.What = "held by " + cmp.Or(p.by, "the kernel, or a process that cannot be seen from here")
 		do := "Stop what holds it, or take another port with wherry daemon --advertise IP:PORT."
-		if p.port == spec.VXLANPort {
+		if p.tunnels {
 			do = "Remove what holds it: a process, or another VXLAN device (ip -d link show type vxlan)."
 		}
 		return failing(c, "nodes reach each other by it", do)
-	case running && p.port != spec.VXLANPort:
+	case running && !p.tunnels:
 		c.What = "nobody holds it"
 		return failing(c, "nodes reach each other by it", "Start the daemon again.")
 	}

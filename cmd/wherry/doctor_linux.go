@@ -37,7 +37,8 @@ const (
 // hostLook is what a host is looked at with.
 type hostLook struct {
 	dataDir, runDir string
-	port            uint16 // of the API
+	// port of the API, and tunnels that of networks between hosts.
+	port, tunnels uint16
 	// running: this process is the daemon.
 	running bool
 	// networks says whether the host has any, six whether it needs IPv6.
@@ -49,7 +50,7 @@ type hostLook struct {
 // lookAtHost looks at a host on which no daemon runs.
 func lookAtHost(ctx context.Context, dataDir, runDir string) []api.Check {
 	port, _ := strconv.ParseUint(api.DefaultPort, 10, 16)
-	h := hostLook{dataDir: dataDir, runDir: runDir, port: uint16(port)}
+	h := hostLook{dataDir: dataDir, runDir: runDir, port: uint16(port), tunnels: spec.VXLANPort}
 	h.firewalls = func() ([]overlay.FirewallProblem, error) { return overlay.CheckFirewalls(runDir, netip.AddrPort{}) }
 	return look(ctx, h.looks())
 }
@@ -311,10 +312,10 @@ func (h hostLook) ports(context.Context) []api.Check {
 		tunnels = tunnels || strings.HasPrefix(d.Name, "wvx-")
 	}
 	var out []api.Check
-	for _, p := range []portState{{proto: "tcp", port: h.port}, {proto: "udp", port: h.port}, {proto: "udp", port: spec.VXLANPort}} {
+	for _, p := range []portState{{proto: "tcp", port: h.port}, {proto: "udp", port: h.port}, {proto: "udp", port: h.tunnels, tunnels: true}} {
 		p.by, p.held = overlay.PortHolder(p.proto, p.port)
 		mine := h.running && strings.HasSuffix(p.by, fmt.Sprintf("(pid %d)", os.Getpid()))
-		p.own = p.held && (mine || p.port == spec.VXLANPort && p.by == "" && tunnels)
+		p.own = p.held && (mine || p.tunnels && p.by == "" && tunnels)
 		out = append(out, judgePort(p, h.running))
 	}
 	return out

@@ -42,7 +42,7 @@ func underlayOf(member *cluster.Member) func() netip.AddrPort {
 func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) error {
 	var member *cluster.Member
 	config := cluster.Config{
-		DataDir: c.dataDir, NodeName: c.name, Advertise: c.advertise, Listen: c.listen(), Peers: c.peers, Recover: c.recover,
+		DataDir: c.dataDir, NodeName: c.name, Advertise: c.advertise, Listen: c.listen(), Peers: c.peers, Recover: c.recover, VXLANPort: c.vxlanPort,
 		Instance: c.instance, Version: version, Logger: log.With("part", "cluster"),
 		Lead: func(ctx context.Context, epoch uint64) error {
 			loop := reconciler.NewLoop(reconciler.Config{Store: member.Store(), Proposer: member, Logger: log.With("part", "reconciler")})
@@ -154,6 +154,9 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 		case <-member.Ready():
 		case <-workCtx.Done():
 			return nil
+		}
+		if err := c.checkPort(member); err != nil {
+			return err
 		}
 		log.Info("ready", "node", member.Node(), "role", member.Role(), "socket", filepath.Join(c.runDir, "wherry.sock"))
 		return serve(workCtx, filepath.Join(c.runDir, "wherry.sock"), 0o660, srv.Handler(api.RuleOperator, api.RuleLocal))
