@@ -57,7 +57,8 @@ type Config struct {
 	Identity    func() (issuer, trusts string, format int)
 	InfoChanged <-chan struct{}
 	// MTU tells what a node info says of the device that holds the node's address;
-	// 0 is unknown. It is asked at the start and at every resync. nil: unknown.
+	// 0 is unknown. It is asked at the start, at every resync and whenever
+	// InfoChanged says so. nil: unknown.
 	MTU func() int
 	// Subnets tells what a node info says of what the host reaches by other ways
 	// than our networks. It is asked when MTU is, by one goroutine. nil: nothing.

@@ -29,6 +29,9 @@ type Config struct {
 	// Advertise is the address that others reach this node at, "IP[:PORT]";
 	// empty is found out. It may change from one run to the next.
 	Advertise string
+	// Moved, unless nil, is called when this node advertises another address than
+	// before. It must not block.
+	Moved func()
 	// Join makes this host a node of a cluster that is there already. On a
 	// folder that belongs to that cluster it does nothing.
 	Join *Join

@@ -369,6 +369,9 @@ func (m *Member) followAddress(ctx context.Context) {
 	watchAdvertised(ctx, m.Address(), m.port.number(), func(addr string) {
 		m.log.Info("this host has another address now", "was", m.Address(), "is", addr)
 		m.addr.Store(&addr)
+		if m.c.Moved != nil {
+			m.c.Moved()
+		}
 		m.gossip.announce(addr)
 		m.led.ring() // wakes becomeReady
 	})

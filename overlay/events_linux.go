@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"sync"
 
@@ -71,15 +72,19 @@ func read(ctx context.Context, s *nl.NetlinkSocket, dirty func(), ours func(typ 
 	return nil
 }
 
-// routeEvent reports whether a message is about a link of ours.
+// routeEvent reports whether a message is about a link of ours, or changes what
+// carries the tunnels.
 func (k *linuxKernel) routeEvent(typ uint16, data []byte) bool {
 	known := k.ours.Load()
 	if known == nil || len(data) < 8 {
 		return false
 	}
 	switch typ {
-	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return known.links[int(binary.NativeEndian.Uint32(data[4:]))]
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		index := int(binary.NativeEndian.Uint32(data[4:]))
+		return known.links[index] || index == known.carrier && known.carrierEvent(typ, data)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		return known.links[int(binary.NativeEndian.Uint32(data[4:]))] || known.addressEvent(data)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		if data[0] == unix.AF_BRIDGE {
 			return known.links[int(binary.NativeEndian.Uint32(data[4:]))]
@@ -96,6 +101,45 @@ func (k *linuxKernel) routeEvent(typ uint16, data []byte) bool {
 		for _, a := range attrs {
 			if a.Attr.Type == unix.RTA_OIF && len(a.Value) == 4 {
 				return known.links[int(binary.NativeEndian.Uint32(a.Value))]
+			}
+		}
+	}
+	return false
+}
+
+// carrierEvent reports whether the link that carries the tunnels goes, or
+// carries packets of another size. Of all else that it tells of itself, such as
+// a wireless one of every look around, nothing matters.
+func (s *landmarks) carrierEvent(typ uint16, data []byte) bool {
+	if typ == unix.RTM_DELLINK || len(data) < unix.SizeofIfInfomsg {
+		return true
+	}
+	attrs, err := nl.ParseRouteAttr(data[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return true
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.IFLA_MTU && len(a.Value) == 4 {
+			return int(binary.NativeEndian.Uint32(a.Value)) != s.mtu
+		}
+	}
+	return false
+}
+
+// addressEvent reports whether the address that the node advertises comes or
+// goes.
+func (s *landmarks) addressEvent(data []byte) bool {
+	if !s.underlay.IsValid() || len(data) < unix.SizeofIfAddrmsg {
+		return false
+	}
+	attrs, err := nl.ParseRouteAttr(data[unix.SizeofIfAddrmsg:])
+	if err != nil {
+		return true
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS {
+			if addr, ok := netip.AddrFromSlice(a.Value); ok && addr == s.underlay {
+				return true
 			}
 		}
 	}

@@ -73,6 +73,7 @@ type Host struct {
 	// wake says that what is wanted has changed, event that the kernel has.
 	wake, event chan struct{}
 	ports       chan struct{} // see PortsChanged
+	mtus        chan struct{} // see MTUChanged
 
 	// passMu is held for one convergence; mu is taken inside it, never around.
 	passMu sync.Mutex
@@ -170,7 +171,7 @@ func New(c Config) *Host {
 func newHost(c Config, log *slog.Logger, spaces sandboxes, open func() (kernel, error)) *Host {
 	return &Host{
 		c: c, log: log, spaces: spaces, openKernel: open, dns: dnsSender{to: c.DNS}, led: newLedger(c.DNS != nil),
-		wake: make(chan struct{}, 1), event: make(chan struct{}, 1), ports: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), event: make(chan struct{}, 1), ports: make(chan struct{}, 1), mtus: make(chan struct{}, 1),
 		nets: map[spec.NetworkID]spec.HostNetwork{}, tasks: map[spec.TaskID]*task{}, doomed: map[spec.TaskID]bool{},
 	}
 }
@@ -317,6 +318,12 @@ func (h *Host) MTU() int {
 	}
 	return h.c.bound(seen.mtu)
 }
+
+// MTUChanged says that what MTU returns may have changed. It is for one reader.
+func (h *Host) MTUChanged() <-chan struct{} { return h.mtus }
+
+// UnderlayChanged has the host look at once at what Config.Underlay returns now.
+func (h *Host) UnderlayChanged() { signal(h.event) }
 
 // bound is what the underlay carries, of what its device says; 0 is unknown.
 func (c Config) bound(mtu int) int {
@@ -484,7 +491,10 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 
 	h.mu.Lock()
 	in.MTU, in.Router6, in.Refused = cmp.Or(h.c.bound(seen.mtu), h.mtu), seen.router6, map[Claim]bool{}
-	h.mtu = in.MTU
+	if h.mtu != in.MTU {
+		h.mtu = in.MTU
+		signal(h.mtus)
+	}
 	for c := range refused {
 		in.Refused[c] = true
 	}

@@ -656,6 +656,42 @@ func testPublishedOnEveryHost(t *testing.T, six bool) {
 	f.members[1].sh("ip link set up0 up")
 }
 
+// What carries the tunnels changes, and the networks follow at once, without
+// waiting for the regular look.
+func TestUnderlayIsFollowed(t *testing.T) {
+	f := newFleet(t, 2, false)
+	m := f.members[0]
+	m.quit(false)
+	m.Resync = time.Hour
+	m.start()
+	f.task(0, "1-10", "10.9.1.2")
+	f.task(1, "1-20", "10.9.1.3")
+	f.set()
+	f.attachAll()
+	for _, mtu := range []int{1400, 1500} {
+		m.sh(fmt.Sprintf("ip link set up0 mtu %d", mtu))
+		f.within(2*time.Second, fmt.Sprintf("everything carries what fits into %d", mtu), func() error {
+			if text := m.do(order{State: true}).Text; strings.Count(text, fmt.Sprintf("mtu %d ", mtu-50)) != 4 {
+				return fmt.Errorf("the state is\n%s", text)
+			}
+			return nil
+		})
+	}
+	adrift := func(want bool) {
+		t.Helper()
+		f.within(2*time.Second, fmt.Sprintf("the address is missed: %v", want), func() error {
+			if got := strings.Contains(strings.Join(m.do(order{}).Status.Errors, "\n"), "no interface of this host has the address"); got != want {
+				return fmt.Errorf("errors %q", m.do(order{}).Status.Errors)
+			}
+			return nil
+		})
+	}
+	m.sh("ip addr del " + m.underlay() + "/24 dev up0")
+	adrift(true)
+	m.sh("ip addr add " + m.underlay() + "/24 dev up0")
+	adrift(false)
+}
+
 // What stands in the way of a tunnel is named, left alone, and made up for when
 // it is gone.
 func TestForeignTunnelIsNamed(t *testing.T) {

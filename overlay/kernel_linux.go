@@ -69,6 +69,8 @@ type observation struct {
 	// default route; 0 when there is neither. adrift: no device has the address.
 	mtu    int
 	adrift bool
+	// carrier is the link of that device.
+	carrier int
 	// router6 is set if the query asks for it.
 	router6 *Router6
 }
@@ -230,11 +232,12 @@ func (k *linuxKernel) observeLinks(q query, o *observation) error {
 	holder := slices.IndexFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(q.underlay.AsSlice()) })
 	o.adrift = holder < 0
 	if holder >= 0 {
-		o.mtu = mtus[addrs[holder].LinkIndex]
+		o.carrier = addrs[holder].LinkIndex
 	}
-	if o.mtu == 0 {
-		o.mtu = defaultRouteMTU(routes, mtus)
+	if mtus[o.carrier] == 0 {
+		o.carrier = defaultRouteLink(routes, mtus)
 	}
+	o.mtu = mtus[o.carrier]
 	if q.router6 {
 		k.observeRouter6(o, links, addrs, routes)
 	}
@@ -243,7 +246,7 @@ func (k *linuxKernel) observeLinks(q query, o *observation) error {
 		return err
 	}
 	if q.watch {
-		k.ours.Store(&landmarks{ours, neighs})
+		k.ours.Store(&landmarks{ours, neighs, q.underlay, o.carrier, o.mtu})
 	}
 	return nil
 }
@@ -360,9 +363,9 @@ func observeAddrs(h *netlink.Handle, st *State, id func(int) (LinkID, bool)) (ad
 	return addrs, routes, nil
 }
 
-// defaultRouteMTU is the MTU of the device of the best default route, which is
-// one of IPv4 if there is any.
-func defaultRouteMTU(routes []netlink.Route, mtus map[int]int) int {
+// defaultRouteLink is the device of the best default route, which is one of
+// IPv4 if there is any; 0 is none.
+func defaultRouteLink(routes []netlink.Route, mtus map[int]int) int {
 	defaults := slices.DeleteFunc(slices.Clone(routes), func(r netlink.Route) bool {
 		return r.Dst != nil && !isDefault(r.Dst) || mtus[r.LinkIndex] == 0
 	})
@@ -372,7 +375,7 @@ func defaultRouteMTU(routes []netlink.Route, mtus map[int]int) int {
 	best := slices.MinFunc(defaults, func(a, b netlink.Route) int {
 		return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Priority, b.Priority))
 	})
-	return mtus[best.LinkIndex]
+	return best.LinkIndex
 }
 
 func isDefault(dst *net.IPNet) bool {

@@ -137,6 +137,11 @@ type landmarks struct {
 	links map[int]bool
 	// neighs are the permanent neighbours and their addresses.
 	neighs map[neighbour]string
+	// underlay is the address that the node advertises, carrier the link that
+	// has it, and mtu what that carries.
+	underlay netip.Addr
+	carrier  int
+	mtu      int
 }
 
 // neighbourEvent reports whether a neighbour of a bridge of ours is not what

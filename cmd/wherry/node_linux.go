@@ -41,8 +41,10 @@ func underlayOf(member *cluster.Member) func() netip.AddrPort {
 // cluster.ErrRoleChanged when the node is to go on in another role.
 func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) error {
 	var member *cluster.Member
+	var network *overlay.Host
 	config := cluster.Config{
 		DataDir: c.dataDir, NodeName: c.name, Advertise: c.advertise, Listen: c.listen(), Peers: c.peers, Recover: c.recover, VXLANPort: c.vxlanPort,
+		Moved:    func() { network.UnderlayChanged() },
 		Instance: c.instance, Version: version, Logger: log.With("part", "cluster"),
 		Lead: func(ctx context.Context, epoch uint64) error {
 			loop := reconciler.NewLoop(reconciler.Config{Store: member.Store(), Proposer: member, Logger: log.With("part", "reconciler")})
@@ -88,7 +90,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 		return err
 	}
 	var refused atomic.Bool // another host has this node's identity
-	network := overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Underlay: underlayOf(member), MTU: c.mtu, Logger: log.With("part", "network")})
+	network = overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Underlay: underlayOf(member), MTU: c.mtu, Logger: log.With("part", "network")})
 	host := agent.New(agent.Config{DataDir: c.dataDir, RunDir: c.runDir, Node: member.Node(), NodeName: c.name, Version: version,
 		Images: runtime, Runtime: runtime, Execer: runtime, Exchanger: runtime, Network: network, Logs: keep, Manager: managers,
 		Senders: senders{node: member.Node(), own: network, way: member.Transport, told: told}, MTU: network.MTU, Subnets: overlay.HostSubnets(member.Node()),
@@ -149,6 +151,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	work.Go(func() error { return s.follow(workCtx) })
 	work.Go(func() error { return s.beat(workCtx) })
 	work.Go(func() error { return watchIdentity(workCtx, member.Identity(), renewed) })
+	work.Go(func() error { return pass(workCtx, network.MTUChanged(), renewed) })
 	work.Go(func() error {
 		select {
 		case <-member.Ready():

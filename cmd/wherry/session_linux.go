@@ -191,6 +191,21 @@ func watchIdentity(ctx context.Context, id *ca.Identity, changed chan<- struct{}
 	}
 }
 
+// pass tells of every change that it is told of.
+func pass(ctx context.Context, from <-chan struct{}, to chan<- struct{}) error {
+	for {
+		select {
+		case <-from:
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case to <- struct{}{}:
+		default: // what has not been looked at yet will be seen with it
+		}
+	}
+}
+
 // leaver takes this host out of its cluster.
 type leaver struct {
 	member   *cluster.Member
