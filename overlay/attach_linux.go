@@ -166,8 +166,9 @@ func (h *Host) attach(ctx context.Context, t *task, nets []spec.HostNetwork) (st
 // connect makes the task's part of the kernel what it ought to be. What has
 // just been made is known to be empty and is not looked at.
 func (h *Host) connect(s spec.Sandbox, nets []spec.HostNetwork, existed bool) error {
-	want := CompileTask(h.input(nets), s)
-	q := query{links: true, inside: []spec.TaskID{s.Task}}
+	in := h.input(nets)
+	want := CompileTask(in, s)
+	q := query{links: true, inside: []spec.TaskID{s.Task}, programs: in.NoEgress}
 	for k, v := range sandboxSysctls(s, hasIPv6(want, s.Task)) {
 		key := SysctlKey{NS: s.Task, Path: k}
 		want.Sysctls[key] = v

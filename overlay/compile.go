@@ -30,6 +30,9 @@ type Input struct {
 	// NoIPv6: the kernel of this host has no IPv6. Networks that have it go on
 	// with IPv4 alone.
 	NoIPv6 bool
+	// NoEgress: the kernel of this host has no hook for chains at egress of a
+	// link, so a program stands for them.
+	NoEgress bool
 	// Router6 is what the host does about forwarding IPv6; nil is not known.
 	Router6 *Router6
 	// Refused are ports that another process of the host holds. They are
@@ -654,6 +657,6 @@ func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network, shared
 			st.Routes[Route{Link: inner, Dst: "::/0", Via: n.gateway6.String()}] = true
 		}
 	}
-	shared.taskTables(st, s, on, gate)
+	shared.taskTables(st, s, on, gate, in.NoEgress)
 	return st
 }

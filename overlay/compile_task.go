@@ -16,18 +16,23 @@ import (
 // nobody writes to the sets of a compiled state.
 type taskSets map[string]map[string]Set
 
-// taskTables adds the tables of a task's namespace to st: addresses of
+// taskTables adds the tables of a task's namespace to st, program one of them
+// as a program: addresses of
 // services on its networks, and the way back to the host by which a connection
 // came. The latter is on the device with the default route, if that leads to
 // a network between hosts; gate is nil if it does not.
-func (c taskSets) taskTables(st State, s spec.Sandbox, on []network, gate *LinkID) {
+func (c taskSets) taskTables(st State, s spec.Sandbox, on []network, gate *LinkID, program bool) {
 	if len(on) == 0 {
 		return
 	}
 	t := Table{Sets: c.sets(on), Chains: vipChains(slices.ContainsFunc(on, network.six))}
 	if gate != nil {
 		maps.Copy(t.Chains, returnChains())
-		st.Tables[TableID{s.Task, familyNetdev, taskTableName}] = Table{Sets: map[string]Set{}, Chains: egressChains(gate.Name)}
+		if program {
+			st.Programs[Program{*gate}] = true
+		} else {
+			st.Tables[TableID{s.Task, familyNetdev, taskTableName}] = Table{Sets: map[string]Set{}, Chains: egressChains(gate.Name)}
+		}
 	}
 	st.Tables[TableID{s.Task, familyInet, taskTableName}] = t
 }

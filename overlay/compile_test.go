@@ -34,10 +34,11 @@ type step struct {
 	Underlay netip.AddrPort     `json:"underlay"`
 	Refused  []Claim            `json:"refused"`
 	Router6  *Router6           `json:"router6"`
+	NoEgress bool               `json:"no_egress"`
 }
 
 func (s step) input() Input {
-	in := Input{Node: testNode, Networks: s.Networks, Tasks: s.Tasks, MTU: s.MTU, Underlay: s.Underlay, Router6: s.Router6, Refused: map[Claim]bool{}}
+	in := Input{Node: testNode, Networks: s.Networks, Tasks: s.Tasks, MTU: s.MTU, Underlay: s.Underlay, Router6: s.Router6, NoEgress: s.NoEgress, Refused: map[Claim]bool{}}
 	for _, c := range s.Refused {
 		in.Refused[c] = true
 	}

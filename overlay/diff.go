@@ -136,6 +136,7 @@ func Diff(have, want State) []Op {
 
 	ops = append(ops, missing(want.Addrs, have.Addrs, func(a Addr) LinkID { return a.Link }, fresh)...)
 	ops = append(ops, missing(want.Routes, have.Routes, func(r Route) LinkID { return r.Link }, fresh)...)
+	ops = append(ops, missing(want.Programs, have.Programs, func(p Program) LinkID { return p.Link }, fresh)...)
 	ops = append(ops, missing(want.FDB, have.FDB, func(f FDB) LinkID { return LinkID{Name: f.Link} }, fresh)...)
 	ops = append(ops, missing(want.Neighs, have.Neighs, func(n Neigh) LinkID { return LinkID{Name: n.Link} }, fresh)...)
 	ops = append(ops, diffTables(have, want, func(t TableID) bool { return t.NS != "" })...)

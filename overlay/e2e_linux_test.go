@@ -802,7 +802,7 @@ func (w *world) stateText() string { return stateTextOf(w.host) }
 func stateTextOf(h *Host) string {
 	h.mu.Lock()
 	in := Input{Node: h.c.Node, Networks: h.documentsLocked()}
-	q := query{host: true, sysctls: hostSysctls(Compile(in)), router6: in.hasIPv6()}
+	q := query{host: true, sysctls: hostSysctls(Compile(in)), router6: in.hasIPv6(), programs: h.noEgress}
 	for id := range h.tasks {
 		q.inside = append(q.inside, id)
 	}

@@ -74,6 +74,8 @@ func (k *fakeKernel) applyLocked(o Op) error {
 	switch x := o.Object.(type) {
 	case *LinkChange:
 		return k.linkLocked(o.Verb, x)
+	case Program:
+		set(st.Programs, x, o.Verb)
 	case Addr:
 		set(st.Addrs, x, o.Verb)
 		if p, err := netip.ParsePrefix(x.IP); err == nil && o.Verb == Delete { // with its route

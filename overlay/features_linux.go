@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -77,14 +78,36 @@ func tryTables() []Feature {
 		if id.Family == familyNetdev {
 			name = egressFeature
 		}
-		out = append(out, Feature{name, tryTable(id, Diff(NewState(), one))})
+		err := tryTable(id, Diff(NewState(), one))
+		if err != nil && id.Family == familyNetdev {
+			err = tryProgram(err)
+		}
+		out = append(out, Feature{name, err})
 	}
 	return out
 }
 
 // egressFeature is the hook by which a task's answers go back to the host that
 // the connection came by.
-const egressFeature = "netdev egress hook of nftables (Linux 5.16)"
+const egressFeature = "egress hook of nftables (Linux 5.16), or eBPF"
+
+// tryProgram tries what takes the place of the chain at egress, which was
+// refused.
+func tryProgram(refused error) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.LinkByName("eth0")
+	if err == nil {
+		err = attachProgram(h, l)
+	}
+	if err != nil {
+		return errors.Join(refused, err)
+	}
+	return nil
+}
 
 func tryTable(id TableID, ops []Op) error {
 	n := &nftTables{name: id.Name, family: id.Family, shared: true}

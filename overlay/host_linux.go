@@ -78,20 +78,21 @@ type Host struct {
 	// passMu is held for one convergence; mu is taken inside it, never around.
 	passMu sync.Mutex
 
-	mu      sync.Mutex
-	kernel  kernel // nil until open
-	nets    map[spec.NetworkID]spec.HostNetwork
-	known   bool // nets has been set, so that the rest may be removed
-	tasks   map[spec.TaskID]*task
-	doomed  map[spec.TaskID]bool // namespaces to be removed
-	gen     uint64               // of the task that changed last
-	change  uint64               // counts changes of what is wanted
-	docs    uint64               // counts changes of nets
-	at      uint64               // change that the kernel was brought to
-	unsaved bool                 // nets has changed since it was written to the run folder
-	mtu     int                  // of the underlay, as it was last seen
-	status  Status
-	seen    string // the problems that were logged last
+	mu       sync.Mutex
+	kernel   kernel // nil until open
+	noEgress bool   // of the kernel; known when it is open
+	nets     map[spec.NetworkID]spec.HostNetwork
+	known    bool // nets has been set, so that the rest may be removed
+	tasks    map[spec.TaskID]*task
+	doomed   map[spec.TaskID]bool // namespaces to be removed
+	gen      uint64               // of the task that changed last
+	change   uint64               // counts changes of what is wanted
+	docs     uint64               // counts changes of nets
+	at       uint64               // change that the kernel was brought to
+	unsaved  bool                 // nets has changed since it was written to the run folder
+	mtu      int                  // of the underlay, as it was last seen
+	status   Status
+	seen     string // the problems that were logged last
 
 	dns dnsSender
 	led *ledger
@@ -161,7 +162,13 @@ func New(c Config) *Host {
 		log = slog.New(slog.DiscardHandler)
 	}
 	spaces := newNamespaces(c.RunDir)
-	h := newHost(c, log, spaces, func() (kernel, error) { return newLinuxKernel(c.Node, spaces, log) })
+	h := newHost(c, log, spaces, nil)
+	h.openKernel = func() (kernel, error) {
+		if h.noEgress = !hasEgressHook(); h.noEgress {
+			log.Info("this kernel has no egress hook of nftables (Linux 5.16 has one); an eBPF program in each task takes its place")
+		}
+		return newLinuxKernel(c.Node, spaces, log)
+	}
 	h.walls = &wallWatch{}
 	_, err := os.Stat("/proc/sys/net/ipv6")
 	h.noIPv6 = errors.Is(err, os.ErrNotExist)
@@ -295,7 +302,7 @@ func (h *Host) input(nets []spec.HostNetwork) Input {
 	in := Input{Node: h.c.Node, Networks: nets, Underlay: h.underlay(), NoIPv6: h.noIPv6}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	in.MTU = h.mtu
+	in.MTU, in.NoEgress = h.mtu, h.noEgress
 	return in
 }
 
@@ -463,7 +470,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	h.unsaved = false
 	q := query{host: true, watch: true}
 	gens, look, known := h.recallLocked(full)
-	q.inside = look
+	q.inside, q.programs = look, h.noEgress
 	h.mu.Unlock()
 	h.tryNets(change, nets)
 

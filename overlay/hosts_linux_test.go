@@ -584,6 +584,35 @@ func TestOnlyMembersGetIn(t *testing.T) {
 // task's host is lost, its connections end.
 func TestPublishedOnEveryHost(t *testing.T) { bothFamilies(t, testPublishedOnEveryHost) }
 
+// On a kernel without an egress hook a program does the same, is put back when
+// it is lost, and stays when the daemon starts anew.
+func TestPublishedWithoutEgressHook(t *testing.T) {
+	oldKernels = true
+	defer func() { oldKernels = false }()
+	bothFamilies(t, testPublishedOnEveryHost)
+
+	f := newFleet(t, 2, false)
+	f.task(0, "1-10", "10.9.1.2")
+	f.set()
+	f.attachAll()
+	m := f.members[0]
+	good := m.do(order{State: true}).Text
+	if !strings.Contains(good, "program return dev 1-10/eth0") || strings.Contains(good, "1-10/netdev") {
+		t.Fatalf("the state is\n%s", good)
+	}
+	sh(t, "nsenter --net="+f.tasks[0].ns+" tc qdisc del dev eth0 clsact")
+	if r := m.do(order{Converge: true, State: true}); r.Text != good || r.Status.Repairs != 1 {
+		t.Errorf("%d repairs, and the state is\n%s", r.Status.Repairs, cmp.Diff(good, r.Text))
+	}
+	m.quit(false)
+	m.start()
+	m.do(order{Set: f.documents(m)})
+	m.do(order{Attach: &f.tasks[0].Sandbox})
+	if r := m.do(order{Converge: true}); slices.ContainsFunc(r.Ops, func(o string) bool { return strings.Contains(o, "program") && !strings.Contains(o, "eBPF") }) {
+		t.Errorf("the new host did:\n%s", strings.Join(r.Ops, "\n"))
+	}
+}
+
 func testPublishedOnEveryHost(t *testing.T, six bool) {
 	f := newFleet(t, 2, false)
 	f.six = six

@@ -77,6 +77,8 @@ func touches(o Op) (task spec.TaskID, anew bool) {
 		return x.Link.NS, false
 	case Route:
 		return x.Link.NS, false
+	case Program:
+		return x.Link.NS, false
 	case Sysctl:
 		return x.Key.NS, false
 	}

@@ -54,6 +54,8 @@ type query struct {
 	underlay netip.Addr
 	// inside lists the tasks whose namespaces are read too.
 	inside []spec.TaskID
+	// programs says to look for them, too.
+	programs bool
 	// sysctls that are read.
 	sysctls []SysctlKey
 }
@@ -173,7 +175,7 @@ func (k *linuxKernel) observe(q query) (observation, error) {
 		}
 	}
 	for _, t := range q.inside {
-		if err := k.observeInside(t, &o); err != nil {
+		if err := k.observeInside(t, q.programs, &o); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -383,7 +385,7 @@ func isDefault(dst *net.IPNet) bool {
 	return bits == 0 && dst.IP.IsUnspecified()
 }
 
-func (k *linuxKernel) observeInside(t spec.TaskID, o *observation) error {
+func (k *linuxKernel) observeInside(t spec.TaskID, programs bool, o *observation) error {
 	h, err := k.spaces.handle(t)
 	if err != nil {
 		return err
@@ -396,6 +398,16 @@ func (k *linuxKernel) observeInside(t spec.TaskID, o *observation) error {
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
 		o.state.Links[LinkID{t, l.Attrs().Name}] = linkOf(l)
+		if !programs || l.Type() != kindVeth {
+			continue
+		}
+		runs, err := hasProgram(h, l)
+		if err != nil {
+			return fmt.Errorf("list filters of task %s: %w", t, err)
+		}
+		if runs {
+			o.state.Programs[Program{LinkID{t, l.Attrs().Name}}] = true
+		}
 	}
 	id := func(index int) (LinkID, bool) { return LinkID{t, names[index]}, names[index] != "" }
 	if _, _, err := observeAddrs(h, &o.state, id); err != nil {

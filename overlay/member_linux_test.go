@@ -32,6 +32,8 @@ type memberConfig struct {
 	RunDir   string
 	Underlay netip.AddrPort
 	Resync   time.Duration
+	// NoEgress has the host take its kernel for one without an egress hook.
+	NoEgress bool
 }
 
 // order is what a member is to do.
@@ -64,6 +66,13 @@ func runMember() int {
 	}
 	log := &opLog{}
 	h := New(Config{Node: c.Node, RunDir: c.RunDir, Resync: c.Resync, Logger: slog.New(log), Underlay: func() netip.AddrPort { return c.Underlay }})
+	if open := h.openKernel; c.NoEgress {
+		h.openKernel = func() (kernel, error) {
+			k, err := open()
+			h.noEgress = true
+			return k, err
+		}
+	}
 	mtu := h.MTU()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -243,6 +252,9 @@ func newFleet(t *testing.T, hosts int, v6 bool) *fleet {
 	return f
 }
 
+// oldKernels has all hosts take their kernels for ones without an egress hook.
+var oldKernels bool
+
 // join makes a namespace at the switch.
 func (f *fleet) join(number uint32) *member {
 	f.t.Helper()
@@ -255,7 +267,7 @@ func (f *fleet) join(number uint32) *member {
 		addr, bits = netip.MustParseAddr(fmt.Sprintf("fd00::%d", 10+number)), 64
 	}
 	m := &member{t: f.t, number: number, ns: ns, memberConfig: memberConfig{
-		Node: spec.NodeID(fmt.Sprintf("%08xcafe", number)), RunDir: f.t.TempDir(), Underlay: netip.AddrPortFrom(addr, 4477)}}
+		Node: spec.NodeID(fmt.Sprintf("%08xcafe", number)), RunDir: f.t.TempDir(), Underlay: netip.AddrPortFrom(addr, 4477), NoEgress: oldKernels}}
 	port := fmt.Sprintf("sw%d", number)
 	sh(f.t, fmt.Sprintf("ip link add %s type veth peer name up0 netns %s; ip link set %s addrgenmode none master sw0 up", port, ns, port))
 	m.sh(fmt.Sprintf("ip link set lo up; ip link set up0 addrgenmode none; ip addr add %s/%d dev up0 %s; ip link set up0 up", addr, bits, map[bool]string{true: "nodad"}[f.v6]))

@@ -122,6 +122,8 @@ func (k *linuxKernel) applyOne(o Op, find findLink) error {
 		return applyAddr(o.Verb, x, find)
 	case Route:
 		return addRoute(x, find)
+	case Program:
+		return k.addProgram(x)
 	}
 	return fmt.Errorf("operation %T is not known", o.Object)
 }

@@ -24,13 +24,15 @@ type State struct {
 	Sysctls map[SysctlKey]string
 	Claims  map[Claim]bool
 	Tables  map[TableID]Table
+	// Programs stand for chains that the kernel has no hook for.
+	Programs map[Program]bool
 }
 
 // NewState returns a state in which every map can be written to.
 func NewState() State {
 	return State{
 		Links: map[LinkID]Link{}, Addrs: map[Addr]bool{}, Routes: map[Route]bool{}, FDB: map[FDB]bool{}, Neighs: map[Neigh]bool{},
-		Sysctls: map[SysctlKey]string{}, Claims: map[Claim]bool{}, Tables: map[TableID]Table{},
+		Sysctls: map[SysctlKey]string{}, Claims: map[Claim]bool{}, Tables: map[TableID]Table{}, Programs: map[Program]bool{},
 	}
 }
 
@@ -170,6 +172,12 @@ type Addr struct {
 }
 
 func (a Addr) String() string { return fmt.Sprintf("addr %s dev %s", a.IP, a.Link) }
+
+// Program is what gives answers the MAC of the host that the question came by,
+// at a link inside a task's namespace.
+type Program struct{ Link LinkID }
+
+func (p Program) String() string { return fmt.Sprintf("program return dev %s", p.Link) }
 
 // Route is a route of the main table through a link.
 type Route struct {
@@ -335,6 +343,9 @@ func (s State) String() string {
 	for n := range s.Neighs {
 		add("%s", n)
 	}
+	for p := range s.Programs {
+		add("%s", p)
+	}
 	for k, v := range s.Sysctls {
 		add("sysctl %s = %s", k, v)
 	}
@@ -385,6 +396,7 @@ func (s State) merge(o State) {
 	maps.Copy(s.Sysctls, o.Sysctls)
 	maps.Copy(s.Claims, o.Claims)
 	maps.Copy(s.Tables, o.Tables)
+	maps.Copy(s.Programs, o.Programs)
 }
 
 // dropInside removes from s, in place, the insides of namespaces of tasks for
@@ -418,6 +430,9 @@ func (s State) inside() map[spec.TaskID]State {
 			of(r.Link.NS).Routes[r] = true
 		}
 	}
+	for p := range s.Programs {
+		of(p.Link.NS).Programs[p] = true
+	}
 	for t, v := range s.Tables {
 		if t.NS != "" {
 			of(t.NS).Tables[t] = v
@@ -431,6 +446,7 @@ func (s State) inside() map[spec.TaskID]State {
 func (s State) dropLinks(drop func(LinkID) bool) {
 	maps.DeleteFunc(s.Links, func(l LinkID, _ Link) bool { return drop(l) })
 	maps.DeleteFunc(s.Addrs, func(a Addr, _ bool) bool { return drop(a.Link) })
+	maps.DeleteFunc(s.Programs, func(p Program, _ bool) bool { return drop(p.Link) })
 	maps.DeleteFunc(s.Routes, func(r Route, _ bool) bool { return drop(r.Link) })
 	maps.DeleteFunc(s.FDB, func(f FDB, _ bool) bool { return drop(LinkID{Name: f.Link}) })
 	maps.DeleteFunc(s.Neighs, func(n Neigh, _ bool) bool { return drop(LinkID{Name: n.Link}) })

@@ -38,7 +38,7 @@ func judgeFeature(kernel, name string, err error) api.Check {
 		return c
 	}
 	c.What = err.Error()
-	return failing(c, "networks are made of it", fmt.Sprintf("Use a kernel that has it, 5.18 or newer with the modules of your distribution; this one is %s.", kernel))
+	return failing(c, "networks are made of it", fmt.Sprintf("Use a newer kernel than %s, with all modules of your distribution.", kernel))
 }
 
 // neededControllers limit CPU, memory and processes, and stop a whole
