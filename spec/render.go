@@ -148,7 +148,7 @@ func renderError(kind DatumKind, err error, secret bool) error {
 	case secret:
 		return Invalidf("the template fails; why is not shown, since a secret is in it")
 	}
-	text, _, _ = strings.Cut(text, " in type spec.")
+	text, _, _ = strings.Cut(text, " in type ")
 	return Invalidf("%s", text)
 }
 

@@ -101,6 +101,19 @@ func settled(t *testing.T, r compose.Result) *store.Store {
 	if len(outside.Networks)+len(outside.Volumes) > 0 {
 		do(store.Command{PutStack: &store.PutStack{Stack: outside}})
 	}
+	for _, k := range spec.DatumKinds {
+		for name, d := range r.Stack.Data(k) {
+			if !d.External {
+				continue
+			}
+			id := spec.ContentID("hmac:outside")
+			if k == spec.DatumSecret {
+				id = "sealed:outside"
+			}
+			do(store.Command{PutContent: &store.PutContent{ID: id, Size: 1, Data: []byte("x")}})
+			do(store.Command{PutDatum: &store.PutDatum{Kind: k, Name: d.ClusterName(r.Stack.Name, name), Content: id}})
+		}
+	}
 	do(store.Command{PutStack: &store.PutStack{Stack: r.Stack}})
 	for range 20 {
 		p := reconciler.Plan(s.Snapshot(), now)

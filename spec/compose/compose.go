@@ -154,6 +154,7 @@ func (l *loading) run() {
 	}
 	l.judge()
 	l.checkVariables()
+	l.checkModes()
 	project, ok := l.project()
 	if !ok {
 		return

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/compose-spec/compose-go/v2/types"
+
+	"wherry.dev/spec"
 )
 
 // maxDependencyPaths bounds the search for cycles in compose-go, which follows
@@ -124,6 +126,14 @@ func (l *loading) checkTargets(at path, s types.ServiceConfig) {
 	}
 	for i, v := range s.Volumes {
 		mount(at.key("volumes").index(i), v.Target)
+	}
+	for i, r := range s.Secrets {
+		if own, _ := r.Extensions["x-wherry"].(map[string]any); own["env"] == nil { // else it may be no file
+			mount(at.key("secrets").index(i), datumTarget(spec.DatumSecret, r.Source, r.Target))
+		}
+	}
+	for i, r := range s.Configs {
+		mount(at.key("configs").index(i), datumTarget(spec.DatumConfig, r.Source, r.Target))
 	}
 }
 

@@ -92,36 +92,6 @@ func (c *conversion) pack(files []spec.ContentFile) (spec.ContentID, error) {
 	return id, nil
 }
 
-// fileContent packs the file or folder that a config names.
-func (c *conversion) fileContent(at path, name string) (spec.ContentID, bool) {
-	if c.misplaced(at) {
-		return "", false
-	}
-	abs := c.resolve(name)
-	files, _, err := readContent(abs)
-	if err == nil {
-		var id spec.ContentID
-		if id, err = c.pack(files); err == nil {
-			return id, true
-		}
-	}
-	if errors.Is(err, errTooLarge) {
-		c.refuse(at, "put it into the image or on a volume", "%s is larger than %d KiB", name, spec.MaxContent>>10)
-	} else {
-		c.refuse(at, "create it, or give the content by content:", "the file %s cannot be read: %s", c.display(abs), reason(err))
-	}
-	return "", false
-}
-
-// textContent packs a text as a file.
-func (c *conversion) textContent(at path, text string) (spec.ContentID, bool) {
-	id, err := c.pack([]spec.ContentFile{{Path: ".", Mode: defaultConfigMode, Data: []byte(text)}})
-	if err != nil {
-		c.refuse(at, "", "%v", err)
-	}
-	return id, err == nil
-}
-
 // readContent reads a file, or a folder with everything below. Symbolic links
 // inside a folder stay links. The size is that of the data alone.
 func readContent(root string) (files []spec.ContentFile, size int, err error) {

@@ -18,6 +18,8 @@ type conversion struct {
 	binds map[string]*relativeBind
 	// usedVolumes and usedNetworks are what services refer to.
 	usedVolumes, usedNetworks map[string]bool
+	// data are the secrets and configs that services use.
+	data map[spec.DatumKey]*datum
 	// aliases are names that links give to other services.
 	aliases map[string][]string
 }
@@ -25,7 +27,7 @@ type conversion struct {
 // convert fills in the stack. It never stops at a problem.
 func (l *loading) convert(p *types.Project) {
 	l.contents, l.origins = map[spec.ContentID][]byte{}, map[string]path{}
-	c := &conversion{loading: l, p: p, binds: map[string]*relativeBind{}, usedVolumes: map[string]bool{}, usedNetworks: map[string]bool{}, aliases: map[string][]string{}}
+	c := &conversion{loading: l, p: p, binds: map[string]*relativeBind{}, usedVolumes: map[string]bool{}, usedNetworks: map[string]bool{}, data: map[spec.DatumKey]*datum{}, aliases: map[string][]string{}}
 	l.stack = spec.Stack{Name: p.Name, Services: map[string]spec.ServiceSpec{}, Networks: map[string]spec.NetworkSpec{}, Volumes: map[string]spec.VolumeSpec{}}
 	if declared := l.substitute(l.tree.get("name").text()); declared != "" && l.opts.Name == "" && declared != p.Name {
 		l.note(path{"name"}, "the stack is called %q", p.Name)
@@ -47,6 +49,7 @@ func (l *loading) convert(p *types.Project) {
 	}
 	c.networks()
 	c.volumes()
+	c.declareData()
 	if len(l.stack.Networks) == 0 {
 		l.stack.Networks = nil
 	}

@@ -15,8 +15,8 @@ import (
 	"wherry.dev/spec"
 )
 
-// defaultConfigMode is the mode of configs that say nothing else.
-const defaultConfigMode = 0o444
+// defaultDatumMode is the mode of secrets and configs that say nothing else.
+const defaultDatumMode = 0o444
 
 // relativeBind is what becomes of a path of the client, which no node has: a
 // read-only content, or a volume that the content seeds.
@@ -72,11 +72,13 @@ func bindVolumeName(source string) string {
 	return "bind-" + strings.TrimLeft(slug+"-"+hex.EncodeToString(sum[:])[:6], "-")
 }
 
-func (c *conversion) mounts(at path, s types.ServiceConfig) []spec.Mount {
-	type placed struct {
-		spec.Mount
-		at path
-	}
+// placed is a mount and where it was written.
+type placed struct {
+	spec.Mount
+	at path
+}
+
+func (c *conversion) mounts(at path, s types.ServiceConfig, t *spec.Template) []spec.Mount {
 	var all []placed
 	for i, v := range s.Volumes {
 		where := c.volumePath(at, i, v)
@@ -92,12 +94,16 @@ func (c *conversion) mounts(at path, s types.ServiceConfig) []spec.Mount {
 		}
 		all = append(all, placed{m, at.key("tmpfs").index(i)})
 	}
-	for i, conf := range s.Configs {
-		where := at.key("configs").index(i)
-		if m, ok := c.config(where, conf); ok {
-			all = append(all, placed{m, where})
-		}
+	general := c.generalOnChange(at, s)
+	var secrets, configs []types.FileReferenceConfig
+	for _, r := range s.Secrets {
+		secrets = append(secrets, types.FileReferenceConfig(r))
 	}
+	for _, r := range s.Configs {
+		configs = append(configs, types.FileReferenceConfig(r))
+	}
+	all = append(all, c.dataMounts(at, spec.DatumSecret, secrets, t, general)...)
+	all = append(all, c.dataMounts(at, spec.DatumConfig, configs, t, general)...)
 	slices.SortStableFunc(all, func(a, b placed) int { return cmp.Compare(a.Target, b.Target) })
 	var out []spec.Mount
 	for i, m := range all {
@@ -258,44 +264,6 @@ func (c *conversion) relative(at path, m spec.Mount) (spec.Mount, bool) {
 		out = spec.Mount{Type: spec.MountVolume, Source: b.volume, Target: m.Target, ReadOnly: m.ReadOnly}
 	}
 	return out, true
-}
-
-// config mounts a config as content.
-func (c *conversion) config(at path, ref types.ServiceConfigObjConfig) (spec.Mount, bool) {
-	conf, ok := c.p.Configs[ref.Source]
-	if !ok || bool(conf.External) {
-		return spec.Mount{}, false // refused by checkConsistency or by the table
-	}
-	m := spec.Mount{Type: spec.MountContent, Target: ref.Target, ReadOnly: true}
-	switch {
-	case m.Target == "":
-		m.Target = "/" + ref.Source
-	case !filepath.IsAbs(m.Target):
-		m.Target = "/" + m.Target
-	}
-	m.Target = filepath.Clean(m.Target)
-	mode := uint32(defaultConfigMode)
-	if ref.Mode != nil {
-		mode = uint32(*ref.Mode) & 0o7777
-	}
-	m.Mode = &mode
-	m.UID = c.id(at.key("uid"), ref.UID)
-	m.GID = c.id(at.key("gid"), ref.GID)
-	top := path{"configs", ref.Source}
-	switch {
-	case conf.File != "":
-		m.Content, ok = c.fileContent(top.key("file"), conf.File)
-	case conf.Environment != "":
-		value, set := c.p.Environment[conf.Environment]
-		if !set {
-			c.refuse(top.key("environment"), "set it in the environment", "the variable %s is not set", conf.Environment)
-			return m, false
-		}
-		m.Content, ok = c.textContent(top.key("environment"), value)
-	default:
-		m.Content, ok = c.textContent(top.key("content"), conf.Content)
-	}
-	return m, ok
 }
 
 // id reads a numeric user or group.

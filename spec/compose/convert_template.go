@@ -75,7 +75,7 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 	}
 	t.SecurityOpt, t.Seccomp = c.securityOpt(at.key("security_opt"), s.SecurityOpt)
 	c.attach(at, s, &t)
-	t.Mounts = c.mounts(at, s)
+	t.Mounts = c.mounts(at, s, &t)
 	t.Placeholders = t.HoldsPlaceholders()
 	return t
 }

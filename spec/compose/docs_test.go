@@ -119,6 +119,7 @@ func TestDocs(t *testing.T) {
 		{"Services: deploy", func(p string) bool { return strings.HasPrefix(p, "services.*.deploy") }},
 		{"Networks", func(p string) bool { return strings.HasPrefix(p, "networks.") }},
 		{"Volumes", func(p string) bool { return strings.HasPrefix(p, "volumes.") }},
+		{"Secrets", func(p string) bool { return strings.HasPrefix(p, "secrets.") }},
 		{"Configs", func(p string) bool { return strings.HasPrefix(p, "configs.") }},
 	}
 	printed := 0

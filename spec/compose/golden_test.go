@@ -129,6 +129,13 @@ func checkContents(t *testing.T, r Result) {
 			}
 		}
 	}
+	for _, k := range spec.DatumKinds {
+		for _, d := range r.Stack.Data(k) {
+			if !d.External {
+				wanted[d.Content] = true
+			}
+		}
+	}
 	for _, v := range r.Stack.Volumes {
 		if v.Seed != "" {
 			wanted[v.Seed] = true

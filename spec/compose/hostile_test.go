@@ -109,7 +109,7 @@ func TestHostileFiles(t *testing.T) {
 		{"device as env file", "services: {web: {image: a, env_file: /dev/zero}}", "not a regular file"},
 		{"large env file", "services: {web: {image: a, env_file: large.env}}", "larger than 1024 KiB"},
 		{"device as label file", "services: {web: {image: a, label_file: /dev/zero}}", "not a regular file"},
-		{"large config", "services: {web: {image: a, configs: [c]}}\nconfigs: {c: {file: large.conf}}", "larger than 1024 KiB"},
+		{"large config", "services: {web: {image: a, configs: [c]}}\nconfigs: {c: {file: large.conf}}", "large.conf is too large: a config has at most 1000 KiB"},
 		{"large file", "services: {web: {image: a, volumes: ['./large.conf:/a']}}", "too large to travel"},
 		{"large folder", "services: {web: {image: a, volumes: ['./tree:/a:ro']}}", "too large to travel"},
 		{"link that leads out", "services: {web: {image: a, volumes: ['./link:/a:ro']}}", "points outside"},

@@ -207,7 +207,7 @@ func (t *table) lookup(p path) (*row, keyState) {
 var structure = row{}
 
 // ownExtension is the row of x-wherry where it has no meaning.
-var ownExtension = row{verdict: Refused, note: "there is nothing to be set here", hint: "x-wherry stands below services.NAME", subtree: true}
+var ownExtension = row{verdict: Refused, note: "there is nothing to be set here", hint: "x-wherry stands below services.NAME and its secrets and configs", subtree: true}
 
 // suggest says what key may have been meant at p.
 func (t *table) suggest(p path) string {

@@ -70,17 +70,28 @@ var topRows = []row{
 	{path: "volumes.*.external", note: "true: the volume must exist"},
 	{path: "volumes.*.external.name"},
 
-	{path: "secrets", verdict: NoEffect, note: "the declaration does nothing by itself; a service that uses a secret is refused, as secrets are not built yet", subtree: true},
+	{path: "secrets", note: "sealed in the state, in memory on the nodes that use them, at most 500 KiB each: see secrets.md"},
+	{path: "secrets.*"},
+	{path: "secrets.*.file", note: "a single file; a change of it is a new version"},
+	{path: "secrets.*.environment", note: "read from the environment of the client; must be set"},
+	{path: "secrets.*.external", note: "true: the secret must have been made by wherry secret create; those of other stacks are not found"},
+	{path: "secrets.*.external.name"},
+	{path: "secrets.*.name", note: "the name that wherry secret shows, STACK_NAME by default; of an external one the name to look for"},
+	{path: "secrets.*.labels", subtree: true},
+	{path: "secrets.*.template_driver", note: "golang: a template that each node renders for its tasks, with the fields of Swarm"},
+	{path: "secrets.*.driver", verdict: Refused, note: "stores outside of the cluster: " + notBuilt, hint: "fetch the value before applying and give it by environment:, or make it by wherry secret create"},
+	{path: "secrets.*.driver_opts", verdict: Refused, note: "stores outside of the cluster: " + notBuilt, hint: leaveOut, subtree: true},
 
-	{path: "configs", note: "travel with the stack, at most 1 MiB each"},
+	{path: "configs", note: "files in memory on the nodes that use them, at most 1000 KiB each: see secrets.md"},
 	{path: "configs.*"},
-	{path: "configs.*.file"},
+	{path: "configs.*.file", note: "a change of the file is a new version; a folder of at most 1 MiB travels as read-only content, without versions"},
 	{path: "configs.*.content"},
-	{path: "configs.*.environment", note: "read from the environment of the client"},
-	{path: "configs.*.external", verdict: Refused, note: "external configs: " + notBuilt, hint: "give its content by file: or content:", subtree: true, same: []string{"false"}},
-	{path: "configs.*.name", verdict: NoEffect, note: "configs belong to their stack and have no name outside it"},
-	{path: "configs.*.labels", verdict: NoEffect, note: "configs have no labels", subtree: true},
-	{path: "configs.*.template_driver", verdict: Refused, note: "templates in configs: " + notBuilt, hint: "render the file before applying it"},
+	{path: "configs.*.environment", note: "read from the environment of the client; must be set"},
+	{path: "configs.*.external", note: "true: the config must have been made by wherry config create; those of other stacks are not found"},
+	{path: "configs.*.external.name"},
+	{path: "configs.*.name", note: "the name that wherry config shows, STACK_NAME by default; of an external one the name to look for"},
+	{path: "configs.*.labels", subtree: true},
+	{path: "configs.*.template_driver", note: "golang: a template that each node renders for its tasks, with the fields of Swarm"},
 }
 
 // deployRows judge services.*.deploy.
@@ -122,6 +133,12 @@ var deployRows = []row{
 // ownRows judge what Compose has no key for.
 var ownRows = []row{
 	{path: "services.*.x-wherry", note: "what Compose has no key for"},
+	{path: "services.*.x-wherry.on_change", note: "what a new version of a secret or config of the service does: restart (the default) replaces its tasks, as any other change; signal:SIGNAME changes the file in running tasks and then signals their first process; none changes the file"},
+	{path: "services.*.secrets.[].x-wherry"},
+	{path: "services.*.secrets.[].x-wherry.on_change", note: "for this secret alone"},
+	{path: "services.*.secrets.[].x-wherry.env", note: "gives the secret as this environment variable, and without target as no file; a line end at its end is left out"},
+	{path: "services.*.configs.[].x-wherry"},
+	{path: "services.*.configs.[].x-wherry.on_change", note: "for this config alone"},
 	{path: "services.*.x-wherry.exclusive", note: "true: no two tasks of one place ever run at the same time. A task runs while its node holds a lease of 15 s from the managers, is ended when none answers, and is replaced 20 s after its node was lost; an update stops the old task before it starts the new one"},
 }
 

@@ -66,6 +66,19 @@ func (p Pair) withConfig() Pair {
 	return Pair{p.A + "configs:\n  conf:\n    content: x\n  conf2:\n    content: y\n", p.B + "configs:\n  conf:\n    content: x\n  conf2:\n    content: y\n"}
 }
 
+// secret declares the secret key, which a service uses.
+func secret(a, b string) Pair {
+	wrap := func(s string) string {
+		return "services:\n  web:\n    image: nginx\n    secrets: [key]\nsecrets:\n  key:\n    " + s + "\n"
+	}
+	return Pair{wrap(a), wrap(b)}
+}
+
+func (p Pair) withSecrets() Pair {
+	const secrets = "secrets:\n  key: {environment: A_SET}\n  key2: {environment: B_SET}\n"
+	return Pair{p.A + secrets, p.B + secrets}
+}
+
 // Auxiliary are files beside the stack file, for keys that name one.
 var Auxiliary = map[string]string{
 	"a.env": "A=1\n", "b.env": "A=2\n", "a.json": `{"defaultAction": "SCMP_ACT_ALLOW"}`, "b.json": `{"defaultAction": "SCMP_ACT_LOG"}`,
@@ -107,18 +120,40 @@ var Samples = map[string]Pair{
 	"configs.*.file":                          config("file: a.conf", "file: b.conf"),
 	"configs.*.content":                       config("content: a", "content: b"),
 	"configs.*.environment":                   config("environment: A_SET", "environment: B_SET"),
-	"services.*.deploy.mode":                  service("deploy: {mode: replicated}", "deploy: {mode: global}"),
-	"services.*.deploy.replicas":              service("deploy: {replicas: 2}", "deploy: {replicas: 3}"),
-	"services.*.deploy.endpoint_mode":         service("deploy: {endpoint_mode: vip}", "deploy: {endpoint_mode: dnsrr}"),
-	"services.*.deploy.labels":                service("deploy: {labels: {a: b}}", "deploy: {labels: {a: c}}"),
-	"services.*.scale":                        service("scale: 2", "scale: 3"),
-	"services.*.image":                        {"services: {web: {image: a}}", "services: {web: {image: b}}"},
-	"services.*.platform":                     service("platform: linux/amd64", "platform: linux/arm64"),
-	"services.*.command":                      service("command: a b", "command: [a, b, c]"),
-	"services.*.entrypoint":                   service("entrypoint: a b", "entrypoint: []"),
-	"services.*.environment":                  service("environment: {A: b}", "environment: [A=c]"),
-	"services.*.env_file":                     service("env_file: a.env", "env_file: [b.env]"),
-	"services.*.env_file.[].path":             service("env_file: [{path: a.env}]", "env_file: [{path: b.env}]"),
+	"configs.*.external":                      config("external: true", "content: a"),
+	"configs.*.external.name":                 config("external: {name: one}", "external: {name: two}"),
+	"configs.*.name":                          config("content: a", "{content: a, name: other}"),
+	"configs.*.labels":                        config("{content: a, labels: {l: a}}", "{content: a, labels: [l=b]}"),
+	"configs.*.template_driver":               config("content: a", "{content: a, template_driver: golang}"),
+	"secrets.*.file":                          secret("file: a.conf", "file: b.conf"),
+	"secrets.*.environment":                   secret("environment: A_SET", "environment: B_SET"),
+	"secrets.*.external":                      secret("external: true", "environment: A_SET"),
+	"secrets.*.external.name":                 secret("external: {name: one}", "external: {name: two}"),
+	"secrets.*.name":                          secret("environment: A_SET", "{environment: A_SET, name: other}"),
+	"secrets.*.labels":                        secret("{environment: A_SET, labels: {l: a}}", "{environment: A_SET, labels: [l=b]}"),
+	"secrets.*.template_driver":               secret("environment: A_SET", "{environment: A_SET, template_driver: golang}"),
+	"services.*.secrets.[].source":            service("secrets: [{source: key, target: x}]", "secrets: [{source: key2, target: x}]").withSecrets(),
+	"services.*.secrets.[].target":            service("secrets: [{source: key}]", "secrets: [{source: key, target: y}]").withSecrets(),
+	"services.*.secrets.[].uid":               service("secrets: [{source: key, uid: '1'}]", "secrets: [{source: key, uid: '2'}]").withSecrets(),
+	"services.*.secrets.[].gid":               service("secrets: [{source: key, gid: '1'}]", "secrets: [{source: key, gid: '2'}]").withSecrets(),
+	"services.*.secrets.[].mode":              service("secrets: [{source: key, mode: 0440}]", "secrets: [{source: key, mode: '0400'}]").withSecrets(),
+	"services.*.x-wherry.on_change":           service("secrets: [key]", "secrets: [key]\nx-wherry: {on_change: none}").withSecrets(),
+	"services.*.secrets.[].x-wherry.on_change": service("secrets: [{source: key, x-wherry: {on_change: none}}]",
+		"secrets: [{source: key, x-wherry: {on_change: 'signal:SIGHUP'}}]").withSecrets(),
+	"services.*.secrets.[].x-wherry.env":       service("secrets: [key]", "secrets: [{source: key, x-wherry: {env: KEY}}]").withSecrets(),
+	"services.*.configs.[].x-wherry.on_change": service("configs: [conf]", "configs: [{source: conf, x-wherry: {on_change: none}}]").withConfig(),
+	"services.*.deploy.mode":                   service("deploy: {mode: replicated}", "deploy: {mode: global}"),
+	"services.*.deploy.replicas":               service("deploy: {replicas: 2}", "deploy: {replicas: 3}"),
+	"services.*.deploy.endpoint_mode":          service("deploy: {endpoint_mode: vip}", "deploy: {endpoint_mode: dnsrr}"),
+	"services.*.deploy.labels":                 service("deploy: {labels: {a: b}}", "deploy: {labels: {a: c}}"),
+	"services.*.scale":                         service("scale: 2", "scale: 3"),
+	"services.*.image":                         {"services: {web: {image: a}}", "services: {web: {image: b}}"},
+	"services.*.platform":                      service("platform: linux/amd64", "platform: linux/arm64"),
+	"services.*.command":                       service("command: a b", "command: [a, b, c]"),
+	"services.*.entrypoint":                    service("entrypoint: a b", "entrypoint: []"),
+	"services.*.environment":                   service("environment: {A: b}", "environment: [A=c]"),
+	"services.*.env_file":                      service("env_file: a.env", "env_file: [b.env]"),
+	"services.*.env_file.[].path":              service("env_file: [{path: a.env}]", "env_file: [{path: b.env}]"),
 	// a required file that is missing is refused
 	"services.*.env_file.[].required":   service("env_file: [{path: none.env, required: false}]", "env_file: [{path: none.env, required: true}]"),
 	"services.*.env_file.[].format":     service("env_file: [{path: quoted.env}]", "env_file: [{path: quoted.env, format: raw}]"),
