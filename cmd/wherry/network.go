@@ -105,15 +105,9 @@ func (a *app) networkCreateCmd() *cobra.Command {
 		if n.IPv6 != nil {
 			sortAddresses(n.IPv6.Reserved)
 		}
-		for _, l := range *labels {
-			k, v, ok := strings.Cut(l, "=")
-			if !ok || k == "" {
-				return exitWith(exitUsage, "label %q: want KEY=VALUE", l)
-			}
-			if n.Labels == nil {
-				n.Labels = map[string]string{}
-			}
-			n.Labels[k] = v
+		var err error
+		if n.Labels, err = parseLabels(*labels); err != nil {
+			return err
 		}
 		cl, err := a.client()
 		if err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"wherry.dev/api"
+	"wherry.dev/spec"
 )
 
 // defaultDataDir is where a daemon keeps what must last.
@@ -59,7 +60,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.applyCmd(), a.planCmd(), a.validateCmd(), a.rmCmd(),
 		a.lsCmd(), a.psCmd(), a.logsCmd(), a.execCmd(),
-		a.serviceCmd(), a.imageCmd(), a.volumeCmd(), a.networkCmd(), a.nodeCmd(),
+		a.serviceCmd(), a.imageCmd(), a.volumeCmd(), a.networkCmd(), a.datumCmd(spec.DatumSecret), a.datumCmd(spec.DatumConfig), a.nodeCmd(),
 		a.tokenCmd(), a.clusterCmd(), a.doctorCmd(), a.versionCmd(),
 	)
 	a.addDaemon(root)
