@@ -11,10 +11,11 @@ import (
 // PutDatum is the body of "secret.put" and "config.put".
 type PutDatum struct {
 	// Data are the bytes; no answer ever has them.
-	Data   []byte            `json:"data"`
+	Data []byte `json:"data"`
+	// Labels and Render; none of them keeps what there is. With Render, Data is a template
+	// that every node renders.
 	Labels map[string]string `json:"labels,omitempty"`
-	// Render: Data is a template that every node renders.
-	Render bool `json:"render,omitempty"`
+	Render *bool             `json:"render,omitempty"`
 	// Replace makes a new version of what exists with other bytes or labels.
 	Replace bool `json:"replace,omitempty"`
 	// Base is the DatumInfo.Version that the caller has seen; 0 says that it must

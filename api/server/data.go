@@ -72,7 +72,11 @@ func (s *Server) datumPut(w http.ResponseWriter, r *http.Request, k spec.DatumKi
 	if err := spec.ValidateDatum(k, name, in.Labels, len(in.Data)); err != nil {
 		return err
 	}
-	if in.Render {
+	render := in.Render != nil && *in.Render
+	if old := s.Store.Snapshot().Datum(k, name); in.Render == nil && old != nil {
+		render = old.Render
+	}
+	if render {
 		if err := spec.CheckTemplate(k, name, string(in.Data)); err != nil {
 			return fmt.Errorf("%s %s: %w", k, name, err)
 		}

@@ -258,11 +258,11 @@ func TestDataRefused(t *testing.T) {
 			return err
 		},
 		"config x: x:2: unclosed action": func() error {
-			_, err := w.client.PutDatum(ctx, spec.DatumConfig, "x", api.PutDatum{Data: []byte("\n{{"), Render: true})
+			_, err := w.client.PutDatum(ctx, spec.DatumConfig, "x", api.PutDatum{Data: []byte("\n{{"), Render: new(true)})
 			return err
 		},
 		"secret x: x:1: the template is not valid there": func() error {
-			_, err := w.client.PutDatum(ctx, spec.DatumSecret, "x", api.PutDatum{Data: []byte("{{hunter2}}"), Render: true})
+			_, err := w.client.PutDatum(ctx, spec.DatumSecret, "x", api.PutDatum{Data: []byte("{{hunter2}}"), Render: new(true)})
 			return err
 		},
 	} {
@@ -270,7 +270,7 @@ func TestDataRefused(t *testing.T) {
 			t.Errorf("want %q, got %v", want, err)
 		}
 	}
-	if _, err := w.client.PutDatum(ctx, spec.DatumConfig, "tmpl", api.PutDatum{Data: []byte("{{secret \"none\"}}"), Render: true}); err != nil {
+	if _, err := w.client.PutDatum(ctx, spec.DatumConfig, "tmpl", api.PutDatum{Data: []byte("{{secret \"none\"}}"), Render: new(true)}); err != nil {
 		t.Fatal(err)
 	}
 	plain := func(p *api.PutStack) spec.ContentID { return p.Stack.Secrets["key"].Content }

@@ -158,8 +158,8 @@ type PutDatum struct {
 	// datum in it.
 	Content spec.ContentID `json:"content"`
 	Size    int            `json:"size"`
-	// Render and Labels as in spec.Datum.
-	Render bool              `json:"render,omitempty"`
+	// Render and Labels as in spec.Datum; nil, and no labels, keep what there is.
+	Render *bool             `json:"render,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
 	// Replace also takes another value than the datum has: its next version, which
 	// all that use it get. Without it that is refused.

@@ -18,17 +18,21 @@ func (r *reducer) putDatum(c *PutDatum) error {
 		return spec.Conflictf("%s %s: its content is not complete; send it first", c.Kind, c.Name)
 	}
 	old := r.data.get(r.txn, datumKey(c.Kind, c.Name))
-	if err := r.mayPut(c, old); err != nil {
-		return err
-	}
 	next := spec.Datum{Kind: c.Kind, Name: c.Name}
 	if old != nil {
 		next = *old
-		if old.Newest().Content == c.Content && old.Render == c.Render && maps.Equal(old.Labels, c.Labels) {
-			return nil
-		}
 	}
-	next.Labels, next.Render, next.Version = c.Labels, c.Render, r.index
+	next.Version = r.index
+	if len(c.Labels) > 0 {
+		next.Labels = c.Labels
+	}
+	if c.Render != nil {
+		next.Render = *c.Render
+	}
+	same := old != nil && old.Newest().Content == c.Content && old.Render == next.Render && maps.Equal(old.Labels, next.Labels)
+	if err := r.mayPut(c, old, same); err != nil || same {
+		return err
+	}
 	if old == nil || old.Newest().Content != c.Content {
 		v := spec.DatumVersion{Number: 1, Content: c.Content, Size: c.Size, Created: r.now, Author: r.cmd.Author}
 		if old != nil {
@@ -62,8 +66,8 @@ func checkDatum(c *PutDatum) error {
 }
 
 // mayPut refuses a name that a stack has, a base that is out of date, and
-// another value than there is unless it is to be replaced.
-func (r *reducer) mayPut(c *PutDatum, old *spec.Datum) error {
+// anything else than there is unless it is to be replaced.
+func (r *reducer) mayPut(c *PutDatum, old *spec.Datum, same bool) error {
 	if owner := r.datumOwner(c.Kind, c.Name); owner != "" {
 		return spec.Conflictf("%s %s belongs to stack %s: choose another name", c.Kind, c.Name, owner)
 	}
@@ -76,7 +80,7 @@ func (r *reducer) mayPut(c *PutDatum, old *spec.Datum) error {
 		return spec.Conflictf("%s %s was removed since version %d, on which the write is based", c.Kind, c.Name, *c.Base)
 	case c.Base != nil && *c.Base != at:
 		return spec.Conflictf("%s %s is at version %d, the write is based on %d: read it again", c.Kind, c.Name, at, *c.Base)
-	case old != nil && !c.Replace && (old.Newest().Content != c.Content || old.Render != c.Render || !maps.Equal(old.Labels, c.Labels)):
+	case old != nil && !c.Replace && !same:
 		return spec.Conflictf("%s %s exists already, with another value or other labels: replace it if that is meant, which changes it for all that use it", c.Kind, c.Name)
 	}
 	return nil

@@ -227,6 +227,17 @@ func TestPutDatumRefuses(t *testing.T) {
 	if d := h.s.Snapshot().Datum(spec.DatumSecret, "key"); len(d.Versions) != 1 || d.Labels["a"] != "b" {
 		t.Errorf("new labels gave %+v", d)
 	}
+	// What is not said stays.
+	h.secret("b")
+	h.must(Command{PutDatum: &PutDatum{Kind: spec.DatumSecret, Name: "key", Content: "sealed:a", Render: ptr(true), Replace: true}})
+	h.must(putSecret("key", "b", true))
+	if d := h.s.Snapshot().Datum(spec.DatumSecret, "key"); len(d.Versions) != 2 || d.Labels["a"] != "b" || !d.Render {
+		t.Errorf("a new version gave %+v", d)
+	}
+	h.must(Command{PutDatum: &PutDatum{Kind: spec.DatumSecret, Name: "key", Content: "sealed:b", Render: ptr(false), Labels: map[string]string{"c": "d"}, Replace: true}})
+	if d := h.s.Snapshot().Datum(spec.DatumSecret, "key"); len(d.Versions) != 2 || len(d.Labels) != 1 || d.Labels["c"] != "d" || d.Render {
+		t.Errorf("taken away, it is %+v", d)
+	}
 }
 
 // Services that only an older file has keep their secrets.

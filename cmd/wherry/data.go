@@ -65,14 +65,15 @@ func (a *app) datumCreateCmd(k spec.DatumKind) *cobra.Command {
 		Use: "create NAME FILE|-", Short: fmt.Sprintf("Make a %s that belongs to no stack, or with --replace a new version of it", k),
 		Args: someArgs("a name and a file, or - for standard input", 2, 2),
 		Long: fmt.Sprintf("Make a %s that belongs to no stack. Stacks use it as external: true. It stays until it is removed by \"wherry %s rm\".\n\n"+
-			"With --replace a new version takes the place of the one there is. All services that use it get it: their tasks are replaced one\n"+
-			"after the other, or, where the file of the stack says so by on_change, the file changes in the running tasks.", k, k),
+			"With --replace a new version takes the place of the one there is, with its labels unless others are given. All services that use\n"+
+			"it get it: their tasks are replaced one after the other, or, where the file of the stack says so by on_change, the file changes\n"+
+			"in the running tasks.", k, k),
 		Example: fmt.Sprintf("  wherry %s create db_password ./password.txt\n  openssl rand -hex 32 | wherry %s create --replace api_key -", k, k),
 	}
 	var p api.PutDatum
 	c.Flags().BoolVar(&p.Replace, "replace", false, "also replace another value that it has")
 	labels := c.Flags().StringArray("label", nil, "a label KEY=VALUE; may be given several times")
-	driver := c.Flags().String("template-driver", "", "golang: the bytes are a template that each node renders for its tasks")
+	driver := c.Flags().String("template-driver", "", "golang: the bytes are a template that each node renders for its tasks; none: they are not")
 	wait := addWait(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		var err error
@@ -81,10 +82,10 @@ func (a *app) datumCreateCmd(k spec.DatumKind) *cobra.Command {
 		}
 		switch *driver {
 		case "":
-		case "golang":
-			p.Render = true
+		case "golang", "none":
+			p.Render = new(*driver == "golang")
 		default:
-			return exitWith(exitUsage, "template driver %q: there is only golang", *driver)
+			return exitWith(exitUsage, "template driver %q: want golang or none", *driver)
 		}
 		if p.Data, err = a.readDatum(k, args[1]); err != nil {
 			return err

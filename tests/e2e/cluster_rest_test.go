@@ -18,20 +18,29 @@ import (
 
 // TestClusterAtRest: 1,000 values of `environment:` are in no file of a
 // manager, neither log nor snapshot nor backup, and nowhere on a host that
-// runs no task of their service.
+// runs no task of their service. Secrets are not even in a file of the host
+// that runs the task.
 func TestClusterAtRest(t *testing.T) {
 	c := grow(t, 1, 3)
 	h, late, holder := c.Hosts[0], c.Hosts[1], c.Hosts[3]
 	var seed [9]byte
 	rand.Read(seed[:])
 	canary := "canary" + hex.EncodeToString(seed[:])
+	hidden := "hidden" + hex.EncodeToString(seed[:])
 	file := func(round int) string {
 		var b strings.Builder
 		fmt.Fprintf(&b, "name: secret\nservices:\n  s:\n    image: %s\n    command: [sleep, '7301']\n    network_mode: none\n    stop_signal: SIGKILL\n    deploy: {placement: {constraints: [node.hostname==%s]}}\n    environment:\n", image, holder.Name)
 		for i := range 1000 {
 			fmt.Fprintf(&b, "      KEY_%d: %s-%d-%d\n", i, canary, round, i)
 		}
-		return stack(t, b.String())
+		b.WriteString("    secrets: [file, {source: var, x-wherry: {env: VAR}}]\nsecrets: {file: {file: ./file}, var: {file: ./var}}\n")
+		path := stack(t, b.String())
+		for _, name := range []string{"file", "var"} {
+			if err := os.WriteFile(filepath.Join(filepath.Dir(path), name), []byte(fmt.Sprintf("%s-%d-%s", hidden, round, name)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return path
 	}
 	h.Must("apply", "--wait=false", "-f", file(0))
 	placed(t, h, "secret/s", 1, holder.Name)
@@ -62,6 +71,21 @@ func TestClusterAtRest(t *testing.T) {
 	if found < 1000 {
 		t.Fatalf("only %d values are found where the service runs: the search is blind", found)
 	}
+	inMemory := 0
+	for _, x := range c.Hosts {
+		each(t, func(path string, b []byte) {
+			switch i := bytes.Index(b, []byte(hidden)); {
+			case i < 0:
+			case strings.HasPrefix(path, filepath.Join(holder.RunDir, "files")+"/"):
+				inMemory++
+			default:
+				t.Errorf("%s holds the secret %q", path, b[i:min(i+40, len(b))])
+			}
+		}, filepath.Dir(x.DataDir), x.RunDir)
+	}
+	if inMemory == 0 {
+		t.Error("the secrets are not even found in memory: the search is blind")
+	}
 	files, size := 0, 0
 	for _, x := range c.Hosts {
 		if x == holder {
@@ -77,7 +101,7 @@ func TestClusterAtRest(t *testing.T) {
 	}
 	each(t, func(path string, b []byte) {
 		files++
-		if bytes.Contains(b, []byte(canary)) {
+		if bytes.Contains(b, []byte(canary)) || bytes.Contains(b, []byte(hidden)) {
 			t.Errorf("the backup holds a value")
 		}
 	}, backup)
