@@ -95,7 +95,9 @@ type Template struct {
 	// DeviceRules say which devices may be used beside those, without making
 	// nodes for them.
 	DeviceRules []DeviceRule `json:"device_rules,omitempty"`
-	Log         LogSpec      `json:"log,omitzero"`
+	// DeviceRequests ask for devices that the node finds, by CDI.
+	DeviceRequests []DeviceRequest `json:"device_requests,omitempty"`
+	Log            LogSpec         `json:"log,omitzero"`
 }
 
 // MountType is the kind of a mount.
@@ -314,6 +316,21 @@ type DeviceRule struct {
 	Major       int64  `json:"major"`
 	Minor       int64  `json:"minor"`
 	Permissions string `json:"permissions"` // a subset of "rwm"
+}
+
+// DeviceRequest asks for devices by what they are: for all of the Names, or
+// for Count of those of a class. Devices are not counted between tasks.
+type DeviceRequest struct {
+	// Names in full, such as "vendor.com/net=eth0".
+	Names []string `json:"names,omitempty"`
+	// Vendor of the devices, such as "nvidia.com"; empty is the only one that
+	// the node has devices of the class of.
+	Vendor string `json:"vendor,omitempty"`
+	// Class of the devices, such as "gpu"; empty with Names.
+	Class string `json:"class,omitempty"`
+	// IDs of the devices within the class, or else their number; -1 is all.
+	IDs   []string `json:"ids,omitempty"`
+	Count int      `json:"count,omitempty"`
 }
 
 // LogSpec bounds the log of a task. The zero value keeps 3 files of 10 MiB.

@@ -362,8 +362,50 @@ func (c *checker) isolation(at string, t *Template) {
 			c.add(fmt.Sprintf("%s.device_rules[%d]", at, i), "%s %d:%d %s is not a rule with a type of a, b or c, numbers, and permissions of r, w and m", r.Type, r.Major, r.Minor, r.Permissions)
 		}
 	}
+	for i, r := range t.DeviceRequests {
+		c.deviceRequest(fmt.Sprintf("%s.device_requests[%d]", at, i), &r)
+	}
 	if t.Umask != nil && *t.Umask > 0o777 {
 		c.add(at+".umask", "%o is no mask of permissions", *t.Umask)
+	}
+}
+
+var (
+	cdiName   = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*/[A-Za-z][A-Za-z0-9_-]*=[A-Za-z0-9][A-Za-z0-9_.:-]*$`)
+	cdiVendor = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
+	cdiClass  = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]*$`)
+	cdiID     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.:-]*$`)
+)
+
+// DeviceName reports whether s is the full name of a device of CDI, such as
+// "vendor.com/net=eth0".
+func DeviceName(s string) bool { return cdiName.MatchString(s) }
+
+func (c *checker) deviceRequest(at string, r *DeviceRequest) {
+	if len(r.Names) > 0 {
+		if r.Vendor != "" || r.Class != "" || len(r.IDs) > 0 || r.Count != 0 {
+			c.add(at, "names and a class exclude each other")
+		}
+		for _, n := range r.Names {
+			if !DeviceName(n) {
+				c.add(at+".names", "%q is not the name of a device such as vendor.com/class=name", n)
+			}
+		}
+		return
+	}
+	if !cdiClass.MatchString(r.Class) {
+		c.add(at+".class", "%q is no class of devices such as gpu", r.Class)
+	}
+	if r.Vendor != "" && !cdiVendor.MatchString(r.Vendor) {
+		c.add(at+".vendor", "%q is no vendor of devices such as nvidia.com", r.Vendor)
+	}
+	for _, id := range r.IDs {
+		if !cdiID.MatchString(id) {
+			c.add(at+".ids", "%q is not the ID of a device", id)
+		}
+	}
+	if (len(r.IDs) > 0) == (r.Count != 0) || r.Count < -1 {
+		c.add(at+".count", "want a number from 1, -1 for all, or the IDs of devices")
 	}
 }
 

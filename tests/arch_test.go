@@ -68,6 +68,7 @@ var guests = map[string][]string{
 	"github.com/miekg/dns":                  {"overlay", "agent/keeper"},
 	"github.com/containerd":                 {"agent/containerd"},
 	"github.com/opencontainers":             {"agent/containerd"},
+	"tags.cncf.io":                          {"agent/containerd"},
 	"github.com/go-git/go-git":              {"reconciler/gitops"},
 	"github.com/spf13/cobra":                {"cmd/wherry"},
 	"github.com/prometheus/client_golang":   {"cmd/wherry", "cluster", "agent", "overlay"},

@@ -91,6 +91,9 @@ func (r *Runtime) container(ctx context.Context, c agent.Container, img *image) 
 	if err != nil {
 		return containers.Container{}, err
 	}
+	if err := r.injectDevices(s, c.Template.DeviceRequests); err != nil {
+		return containers.Container{}, err
+	}
 	encoded, err := typeurl.MarshalAny(s)
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode OCI spec: %w", err)

@@ -117,7 +117,7 @@ func (h *host) start() {
 func (h *host) config() Config {
 	return Config{
 		Address: filepath.Join(h.run(), "containerd", "containerd.sock"), DataDir: h.data(), RunDir: h.run(),
-		Node: h.node, Binary: self(h.t),
+		Node: h.node, Binary: self(h.t), CDIDirs: []string{filepath.Join(h.dir, "cdi")},
 		Logger: slog.New(slog.NewTextHandler(testWriter{h.t}, nil)),
 	}
 }

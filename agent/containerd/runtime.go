@@ -81,6 +81,8 @@ type Config struct {
 	// RuncBinary is the path or name of the OCI runtime; empty takes runc or
 	// crun, whichever is found first.
 	RuncBinary string
+	// CDIDirs are where devices are described; nil is /etc/cdi and /var/run/cdi.
+	CDIDirs []string
 	// Binary is the path of this program, which is mounted into containers
 	// that ask for an init; empty refuses those.
 	Binary string

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,7 +64,6 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 		CgroupMode:  s.Cgroup,
 		Umask:       s.Umask,
 		DeviceRules: c.deviceRules(at.key("device_cgroup_rules"), s.DeviceCgroupRules),
-		Devices:     c.devices(at.key("devices"), s.Devices),
 		Log:         c.log(at.key("logging"), s.Logging),
 	}
 	c.own(at.key("x-wherry"), s.Extensions["x-wherry"], &t)
@@ -74,6 +72,7 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 		t.StopGrace = spec.Duration(*s.StopGracePeriod)
 	}
 	t.SecurityOpt, t.Seccomp = c.securityOpt(at.key("security_opt"), s.SecurityOpt)
+	t.Devices, t.DeviceRequests = c.devices(at, s)
 	c.attach(at, s, &t)
 	t.Mounts = c.mounts(at, s, &t)
 	t.Placeholders = t.HoldsPlaceholders()
@@ -376,25 +375,6 @@ func capabilities(names []string) []string {
 			n = "CAP_" + n
 		}
 		out = append(out, n)
-	}
-	return out
-}
-
-func (c *conversion) devices(at path, in []types.DeviceMapping) []spec.Device {
-	var out []spec.Device
-	for i, d := range in {
-		if !filepath.IsAbs(d.Source) {
-			c.refuse(at.index(i), "name the device nodes, such as /dev/dri", "the device %q is not a path; CDI names: %s", d.Source, notBuilt)
-			continue
-		}
-		device := spec.Device{Source: d.Source, Target: d.Target, Permissions: d.Permissions}
-		if device.Target == "" {
-			device.Target = device.Source
-		}
-		if device.Permissions == "" {
-			device.Permissions = "rwm"
-		}
-		out = append(out, device)
 	}
 	return out
 }
