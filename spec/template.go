@@ -76,6 +76,8 @@ type Template struct {
 	ReadOnly bool            `json:"read_only,omitempty"`
 	// Init runs a small init as PID 1 that reaps zombies and forwards signals.
 	Init bool `json:"init,omitempty"`
+	// Runtime is the OCI runtime, one of Runtimes; empty is the node's.
+	Runtime string `json:"runtime,omitempty"`
 	// Exclusive promises that no two tasks of one place ever run at the same
 	// time, on whatever nodes: the container runs only while its node holds a
 	// lease from the managers.
@@ -307,6 +309,12 @@ type Device struct {
 	Source      string `json:"source"`
 	Target      string `json:"target"`
 	Permissions string `json:"permissions"` // a subset of "rwm"
+}
+
+// Runtimes are the OCI runtimes that a template may ask for, and the programs
+// of a node that they are: each takes the arguments of runc.
+var Runtimes = map[string]string{
+	"crun": "crun", "krun": "krun", "nvidia": "nvidia-container-runtime", "runc": "runc", "runsc": "runsc", "sysbox-runc": "sysbox-runc", "youki": "youki",
 }
 
 // DeviceRule allows the use of devices by their numbers.

@@ -337,6 +337,9 @@ func (c *checker) isolation(at string, t *Template) {
 			c.add(at+".sysctls", "%q is not the name of a kernel parameter", name)
 		}
 	}
+	if _, ok := Runtimes[t.Runtime]; !ok && t.Runtime != "" {
+		c.add(at+".runtime", "the OCI runtime %q is not known, want one of %s", t.Runtime, strings.Join(slices.Sorted(maps.Keys(Runtimes)), ", "))
+	}
 	c.capabilities(at+".cap_add", t.CapAdd)
 	c.capabilities(at+".cap_drop", t.CapDrop)
 	for i, o := range t.SecurityOpt {

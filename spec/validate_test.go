@@ -220,6 +220,7 @@ func TestValidateStackRefuses(t *testing.T) {
 		{"template.device_requests[2].count:", web(func(s *ServiceSpec) { s.Template.DeviceRequests[2].Count = 1 })},
 		{"template.device_requests[2].vendor:", web(func(s *ServiceSpec) { s.Template.DeviceRequests[2].Vendor = "n/v" })},
 		{"template.device_requests[2].ids:", web(func(s *ServiceSpec) { s.Template.DeviceRequests[2].IDs[0] = "=" })},
+		{"template.runtime:", web(func(s *ServiceSpec) { s.Template.Runtime = "reboot" })},
 		{"template.uts_mode:", web(func(s *ServiceSpec) { s.Template.UTSMode = "private" })},
 		{"template.hostname: the container has", web(func(s *ServiceSpec) { s.Template.UTSMode = "host" })},
 		{"template.domainname: the container has", web(func(s *ServiceSpec) { s.Template.UTSMode, s.Template.Domainname = "host", "a" })},

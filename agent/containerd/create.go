@@ -83,9 +83,16 @@ func (r *Runtime) container(ctx context.Context, c agent.Container, img *image) 
 	if img.hazard != nil {
 		return containers.Container{}, img.hazard
 	}
+	runtime, err := r.runtimePath(c.Template.Runtime)
+	if err != nil {
+		return containers.Container{}, err
+	}
 	o, err := r.specOptions(c, img)
 	if err != nil {
 		return containers.Container{}, err
+	}
+	if trees, err := kernelAtLeast(o.Kernel, "5.12"); err == nil && trees {
+		o.ReadOnlyTrees = slices.Contains(r.canDo(runtime).MountOptions, "rro")
 	}
 	s, err := Spec(c, o)
 	if err != nil {
@@ -98,7 +105,7 @@ func (r *Runtime) container(ctx context.Context, c agent.Container, img *image) 
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode OCI spec: %w", err)
 	}
-	opts, err := typeurl.MarshalAny(&options.Options{BinaryName: r.c.RuncBinary, Root: r.runcRoot()})
+	opts, err := typeurl.MarshalAny(&options.Options{BinaryName: runtime, Root: r.runcRoot()})
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode runtime options: %w", err)
 	}
@@ -144,9 +151,6 @@ func (r *Runtime) specOptions(c agent.Container, img *image) (SpecOptions, error
 		Kernel:       kernelRelease(),
 		AppArmor:     appArmorProfiles(),
 		Init:         r.c.Binary,
-	}
-	if trees, err := kernelAtLeast(o.Kernel, "5.12"); err == nil && trees {
-		o.ReadOnlyTrees = slices.Contains(r.features().MountOptions, "rro")
 	}
 	for _, d := range c.Template.Devices {
 		found, err := hostDevices(d.Source)

@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -114,8 +115,6 @@ type Runtime struct {
 	client  *client.Client
 	changed chan struct{}
 	pulls   flights
-	// features asks the OCI runtime what it can do, once.
-	features func() features.Features
 	// token marks what this process makes for a moment, apart from what an
 	// earlier one has left behind.
 	token string
@@ -128,10 +127,11 @@ type Runtime struct {
 
 	mu          sync.Mutex
 	snapshotter string
-	images      map[string]*image        // by reference
-	handles     map[spec.TaskID]*handle  // of containers that this process has seen
-	copying     map[string]chan struct{} // volume folders that are being filled
-	limbo       map[limbo]time.Time      // when the end of a process was seen, but not yet how it ended
+	images      map[string]*image            // by reference
+	handles     map[spec.TaskID]*handle      // of containers that this process has seen
+	copying     map[string]chan struct{}     // volume folders that are being filled
+	features    map[string]features.Features // of OCI runtimes, by path
+	limbo       map[limbo]time.Time          // when the end of a process was seen, but not yet how it ended
 }
 
 var (
@@ -164,8 +164,9 @@ func New(c Config) (*Runtime, error) {
 		handles: map[spec.TaskID]*handle{},
 		copying: map[string]chan struct{}{},
 		limbo:   map[limbo]time.Time{},
+
+		features: map[string]features.Features{},
 	}
-	r.features = sync.OnceValue(func() features.Features { return askFeatures(c.RuncBinary) })
 	for _, dir := range []string{r.records(), r.dir("stdin"), r.dir("exec"), r.dir("views"), r.runcRoot()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make folder of the container runtime: %w", err)
@@ -196,6 +197,32 @@ func findRunc(name string) (string, error) {
 		return "", spec.Invalidf("the OCI runtime %s does not exist or cannot be executed", name)
 	}
 	return "", spec.Invalidf("no OCI runtime on this node: neither runc nor crun is in the search path; install it with your distribution's package manager, such as: apt-get install runc")
+}
+
+// runtimePath is the program of the OCI runtime that a template asks for.
+func (r *Runtime) runtimePath(name string) (string, error) {
+	if name == "" {
+		return r.c.RuncBinary, nil
+	}
+	program := spec.Runtimes[name]
+	if path, err := findRunc(program); program != "" && err == nil {
+		return path, nil
+	}
+	return "", spec.Invalidf("runtime: this node has no OCI runtime %s; install it, leave it out, or use placement constraints", cmp.Or(program, name))
+}
+
+// canDo returns what an OCI runtime can do, which is asked once.
+func (r *Runtime) canDo(path string) features.Features {
+	r.mu.Lock()
+	f, ok := r.features[path]
+	r.mu.Unlock()
+	if !ok {
+		f = askFeatures(path)
+		r.mu.Lock()
+		r.features[path] = f
+		r.mu.Unlock()
+	}
+	return f
 }
 
 // askFeatures returns what an OCI runtime says that it can do. One that is too

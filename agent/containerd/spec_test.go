@@ -136,6 +136,7 @@ var elsewhere = map[string]string{
 	"PostStart":  "the agent's hooks",
 	"PreStop":    "the agent's hooks",
 
+	"Runtime":        "runs the spec (Runtime.Create)",
 	"Placeholders":   "filled in by the agent",
 	"DeviceRequests": "added to the spec from the node's descriptions (Runtime.injectDevices)",
 	"Restart":        "the agent's policy",

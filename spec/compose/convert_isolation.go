@@ -36,6 +36,22 @@ func (c *conversion) namespaceMode(at path, mode string, same ...string) string 
 	return ""
 }
 
+// runtime returns the name of an OCI runtime; that which every node has is left
+// out.
+func (c *conversion) runtime(at path, name string) string {
+	switch {
+	case name == "runc", name == "io.containerd.runc.v2":
+		return ""
+	case strings.HasPrefix(name, "io.containerd."):
+		c.refuse(at, "name the OCI runtime, such as crun or runsc", "containers are watched by Wherry itself, not by %s", name)
+		return ""
+	case strings.HasPrefix(name, "kata"):
+		c.refuse(at, leaveOut, "the runtime %s cannot be run as an OCI runtime", name)
+		return ""
+	}
+	return name
+}
+
 // securityOpt returns the options in the form KEY=VALUE, and the profile of
 // calls that one of them names. Of two for one thing the last one holds.
 func (c *conversion) securityOpt(at path, opts []string) (out []string, profile *spec.SeccompProfile) {

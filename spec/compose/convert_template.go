@@ -57,6 +57,7 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 		CapDrop:     capabilities(s.CapDrop),
 		Privileged:  s.Privileged,
 		ReadOnly:    s.ReadOnly,
+		Runtime:     c.runtime(at.key("runtime"), s.Runtime),
 		Init:        s.Init != nil && *s.Init,
 		PIDMode:     c.namespaceMode(at.key("pid"), s.Pid),
 		IPCMode:     c.ipcMode(at.key("ipc"), s.Ipc),

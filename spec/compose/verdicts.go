@@ -211,7 +211,7 @@ var resourceRows = []row{
 	{path: "services.*.gpus.[].count", note: "the first ones of the node, or all; tasks share them, and are not placed by them: use placement.constraints"},
 	{path: "services.*.gpus.[].device_ids"},
 	{path: "services.*.gpus.[].options", verdict: Refused, note: "the devices are described on the node, which knows no options", hint: leaveOut, subtree: true},
-	{path: "services.*.runtime", verdict: Refused, note: "choosing another runtime: " + notBuilt, hint: leaveOut, same: []string{"runc", "io.containerd.runc.v2"}},
+	{path: "services.*.runtime", note: "an OCI runtime that the node has, else it rejects the task: crun, krun, nvidia, runc, runsc, sysbox-runc, youki"},
 	{path: "services.*.userns_mode", verdict: Refused, note: "containers are in the user namespace of the host", hint: "run as another user by user:", same: []string{"host"}},
 	{path: "services.*.ipc", note: "host, and none: no /dev/shm; private and shareable are the default"},
 	{path: "services.*.pid", note: "host only"},

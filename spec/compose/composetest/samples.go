@@ -309,4 +309,5 @@ var Samples = map[string]Pair{
 	"services.*.deploy.resources.reservations.devices.[].count":        service(`deploy: {resources: {reservations: {devices: [{capabilities: [gpu], count: 1}]}}}`, `deploy: {resources: {reservations: {devices: [{capabilities: [gpu], count: all}]}}}`),
 	"services.*.deploy.resources.reservations.devices.[].device_ids":   service(`deploy: {resources: {reservations: {devices: [{capabilities: [gpu], device_ids: ["0"]}]}}}`, `deploy: {resources: {reservations: {devices: [{capabilities: [gpu], device_ids: ["1"]}]}}}`),
 	"services.*.deploy.resources.reservations.devices.[].capabilities": service(`deploy: {resources: {reservations: {devices: [{capabilities: [gpu, compute]}]}}}`, "tty: false"),
+	"services.*.runtime":                                               service("runtime: crun", "runtime: runsc"),
 }
