@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"maps"
 	"slices"
 
 	"wherry.dev/cluster/store"
@@ -67,12 +68,12 @@ func (p *planner) joinClass(c *scheduler.Class, svc *spec.Service) {
 		}
 	}
 	if svc.Spec.Template.Joins() != "" {
-		c.CPUs, c.Memory = 0, 0
+		c.CPUs, c.Memory, c.Generic = 0, 0, nil
 		return
 	}
 	for _, other := range group {
 		r := &other.Spec.Template.Resources
-		c.CPUs, c.Memory = c.CPUs+r.ReserveCPUs, c.Memory+r.ReserveMemory
+		c.CPUs, c.Memory, c.Generic = c.CPUs+r.ReserveCPUs, c.Memory+r.ReserveMemory, sums(c.Generic, r.ReserveGeneric)
 		if n := other.Spec.Placement.MaxPerNode; n > 0 && (c.MaxPerNode == 0 || n < c.MaxPerNode) {
 			c.MaxPerNode = n
 		}
@@ -82,13 +83,25 @@ func (p *planner) joinClass(c *scheduler.Class, svc *spec.Service) {
 // bookPair makes the booking of a task what joinClass says.
 func (p *planner) bookPair(b *scheduler.Booking, t *spec.Task) {
 	if t.Joins != "" {
-		b.CPUs, b.Memory = 0, 0
+		b.CPUs, b.Memory, b.Generic = 0, 0, nil
 		return
 	}
 	for _, other := range p.partners[b.Service] {
 		r := &other.Spec.Template.Resources
-		b.CPUs, b.Memory = b.CPUs+r.ReserveCPUs, b.Memory+r.ReserveMemory
+		b.CPUs, b.Memory, b.Generic = b.CPUs+r.ReserveCPUs, b.Memory+r.ReserveMemory, sums(b.Generic, r.ReserveGeneric)
 	}
+}
+
+// sums adds numbers by kind, and changes neither a nor b.
+func sums(a, b map[string]int64) map[string]int64 {
+	if len(b) == 0 {
+		return a
+	}
+	out := maps.Clone(b)
+	for kind, n := range a { // any order gives the same sums
+		out[kind] += n
+	}
+	return out
 }
 
 // partnerMounts are the volumes of the partners of a service, with the key: their

@@ -78,7 +78,7 @@ func anonymousName(svc *spec.Service, place, target string) string {
 func (p *planner) classOf(svc *spec.Service, ports []spec.Port, mounts []volumeMount) scheduler.Class {
 	t := &svc.Spec.Template
 	c := scheduler.Class{
-		Service: svc.Key(), CPUs: t.Resources.ReserveCPUs, Memory: t.Resources.ReserveMemory,
+		Service: svc.Key(), CPUs: t.Resources.ReserveCPUs, Memory: t.Resources.ReserveMemory, Generic: t.Resources.ReserveGeneric,
 		Platform: t.Platform, Ports: hostPorts(ports),
 		MaxPerNode: svc.Spec.Placement.MaxPerNode,
 	}

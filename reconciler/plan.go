@@ -162,7 +162,8 @@ func (p *planner) inOrder() []*spec.Service {
 func (p *planner) booking(t *spec.Task) scheduler.Booking {
 	b := scheduler.Booking{Node: t.Node, Service: serviceKey(t)}
 	if tmpl := p.template(t.Revision); tmpl != nil {
-		b.CPUs, b.Memory = tmpl.Resources.ReserveCPUs, tmpl.Resources.ReserveMemory
+		r := &tmpl.Resources
+		b.CPUs, b.Memory, b.Generic = r.ReserveCPUs, r.ReserveMemory, r.ReserveGeneric
 	}
 	if svc := p.byKey[b.Service]; svc != nil {
 		b.Ports = hostPorts(svc.Ports)

@@ -15,6 +15,8 @@ type Class struct {
 	Service string
 	// CPUs (billionths of a core) and Memory (bytes) that one task reserves.
 	CPUs, Memory int64
+	// Generic are numbers of other things that one task reserves, by kind.
+	Generic map[string]int64
 	// Constraints must all hold; Invalid, when not empty, is the reason why
 	// they cannot be judged, and no node fits.
 	Constraints []spec.Constraint
@@ -52,6 +54,7 @@ type Booking struct {
 	Node         spec.NodeID
 	Service      string
 	CPUs, Memory int64
+	Generic      map[string]int64
 	Ports        []spec.Port
 }
 
@@ -72,6 +75,7 @@ type Board struct {
 type node struct {
 	*spec.Node
 	cpus, memory int64
+	generic      map[string]int64 // by kind; nil while nothing is booked
 	tasks        int
 	services     map[string]int // tasks by service
 	ports        []spec.Port
@@ -99,7 +103,7 @@ func (b *Board) Release(k Booking) { b.add(k, -1) }
 
 // Booking is what a task of class c takes from the given node.
 func (c *Class) Booking(n spec.NodeID) Booking {
-	return Booking{Node: n, Service: c.Service, CPUs: c.CPUs, Memory: c.Memory, Ports: c.Ports}
+	return Booking{Node: n, Service: c.Service, CPUs: c.CPUs, Memory: c.Memory, Generic: c.Generic, Ports: c.Ports}
 }
 
 func (b *Board) add(k Booking, sign int) {
@@ -109,6 +113,12 @@ func (b *Board) add(k Booking, sign int) {
 	}
 	n.cpus += int64(sign) * k.CPUs
 	n.memory += int64(sign) * k.Memory
+	for kind, count := range k.Generic { // any order gives the same sums
+		if n.generic == nil {
+			n.generic = map[string]int64{}
+		}
+		n.generic[kind] += int64(sign) * count
+	}
 	n.tasks += sign
 	n.services[k.Service] += sign
 	for _, p := range k.Ports {

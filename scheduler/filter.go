@@ -2,8 +2,10 @@ package scheduler
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"wherry.dev/spec"
@@ -66,6 +68,13 @@ func (c *Class) refuseLoad(n *node) string {
 		return "not enough CPUs"
 	case c.Memory > 0 && n.memory+c.Memory > n.Info.Memory:
 		return "not enough memory"
+	}
+	for _, kind := range slices.Sorted(maps.Keys(c.Generic)) {
+		// What is no number is none.
+		has, _ := strconv.ParseInt(n.Labels[spec.ResourceLabel+kind], 10, 64)
+		if n.generic[kind]+c.Generic[kind] > has {
+			return "not enough of " + kind
+		}
 	}
 	for _, p := range c.Ports {
 		for _, q := range n.ports {

@@ -64,6 +64,10 @@ func TestFilter(t *testing.T) {
 		{name: "memory", class: Class{Memory: 1<<30 + 1}, want: "not enough memory"},
 		{name: "memory taken", class: Class{Memory: 1 << 29}, taken: []Booking{{Memory: 1<<29 + 1}}, want: "not enough memory"},
 		{name: "cpus", class: Class{CPUs: 1e9}, taken: []Booking{{CPUs: 1e9}, {CPUs: 5e8}}, want: "not enough CPUs"},
+		{name: "generic", node: label("resource.gpu", "2"), class: Class{Generic: map[string]int64{"gpu": 1}}, taken: []Booking{{Generic: map[string]int64{"gpu": 1, "fpga": 9}}}},
+		{name: "generic taken", node: label("resource.gpu", "2"), class: Class{Generic: map[string]int64{"gpu": 1}}, taken: []Booking{{Generic: map[string]int64{"gpu": 2}}}, want: "not enough of gpu"},
+		{name: "generic, none", class: Class{Generic: map[string]int64{"gpu": 1}}, want: "not enough of gpu"},
+		{name: "generic, no number", node: label("resource.gpu", "many"), class: Class{Generic: map[string]int64{"gpu": 1}}, want: "not enough of gpu"},
 		{name: "nothing reserved on a full node", taken: []Booking{{CPUs: 9e9, Memory: 9 << 30}}},
 		{name: "invalid", class: Class{Invalid: "what is this"}, want: "what is this"},
 		{name: "id", class: Class{Constraints: constraint("node.id==a")}},
@@ -218,5 +222,19 @@ func BenchmarkPlace(b *testing.B) {
 				NewBoard(nodes).Place(&Class{Service: "s"}, size.tasks)
 			}
 		})
+	}
+}
+
+// TestGenericResources: each placement takes its share, and gives it back.
+func TestGenericResources(t *testing.T) {
+	nodes := []*spec.Node{testNode("a", label("resource.gpu", "3")), testNode("b", label("resource.gpu", "1")), testNode("c")}
+	b := NewBoard(nodes)
+	c := &Class{Service: "s/w", Generic: map[string]int64{"gpu": 1}}
+	if got := where(b.Place(c, 5)); got != "a b a a !3 nodes: not enough of gpu" {
+		t.Errorf("placed on %s", got)
+	}
+	b.Release(c.Booking("b"))
+	if got := where(b.Place(c, 1)); got != "b" {
+		t.Errorf("after one has gone: %s", got)
 	}
 }

@@ -60,6 +60,10 @@ type Node struct {
 	Version uint64 `json:"version"` // apply
 }
 
+// ResourceLabel begins the labels of a node that say how many of something it
+// has for tasks that reserve some: "resource.gpu" is "2".
+const ResourceLabel = "resource."
+
 // NodeInfo is what a node reports about itself; it changes rarely.
 type NodeInfo struct {
 	OS      string `json:"os"`

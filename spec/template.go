@@ -256,6 +256,9 @@ type Resources struct {
 	// placement only.
 	ReserveCPUs   int64 `json:"reserve_cpus,omitempty"`
 	ReserveMemory int64 `json:"reserve_memory,omitempty"`
+	// ReserveGeneric are numbers of what the labels of nodes say that they have,
+	// by kind; they count in placement only.
+	ReserveGeneric map[string]int64 `json:"reserve_generic,omitempty"`
 	// ShmSize is the size of /dev/shm in bytes; 0 is 64 MiB.
 	ShmSize     int64 `json:"shm_size,omitempty"`
 	OOMScoreAdj int   `json:"oom_score_adj,omitempty"`

@@ -277,6 +277,11 @@ func (c *checker) resources(at string, r *Resources) {
 	if r.OOMScoreAdj < -1000 || r.OOMScoreAdj > 1000 {
 		c.add(at+".oom_score_adj", "must be from -1000 to 1000")
 	}
+	for _, kind := range slices.Sorted(maps.Keys(r.ReserveGeneric)) {
+		if !labelName.MatchString(kind) || r.ReserveGeneric[kind] < 1 {
+			c.add(at+".reserve_generic", "%d of %q is not a number from 1 of a kind that a label of a node can have", r.ReserveGeneric[kind], kind)
+		}
+	}
 	if s := r.Swappiness; s != nil && (*s < 0 || *s > 100) {
 		c.add(at+".swappiness", "must be from 0 to 100")
 	}

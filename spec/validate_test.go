@@ -32,7 +32,7 @@ func validStack() *Stack {
 					Restart: Restart{Condition: RestartAny},
 					Resources: Resources{
 						NanoCPUs: 1e9, Memory: 64 << 20, MemorySwap: -1, Pids: -1, Cpuset: "0-2,4", OOMScoreAdj: -500,
-						KeepOnOOM: true, Swappiness: new(int64(0)), RealtimeRuntime: 1000, RealtimePeriod: 1000,
+						ReserveGeneric: map[string]int64{"gpu": 1}, KeepOnOOM: true, Swappiness: new(int64(0)), RealtimeRuntime: 1000, RealtimePeriod: 1000,
 						BlockIO: &BlockIO{Weight: 10, WeightDevices: []DeviceWeight{{"/dev/a", 1000}}, ReadOps: []DeviceRate{{"/dev/a", 0}}},
 					},
 					Ulimits: map[string]Ulimit{"nofile": {1, 2}, "core": {-1, -1}}, Sysctls: map[string]string{"net.core.somaxconn": "1"},
@@ -192,6 +192,8 @@ func TestValidateStackRefuses(t *testing.T) {
 		{"resources.cpu_quota:", web(func(s *ServiceSpec) { s.Template.Resources.CPUQuota = 1 })},
 		{"resources.cpuset:", web(func(s *ServiceSpec) { s.Template.Resources.Cpuset = "a" })},
 		{"resources.oom_score_adj:", web(func(s *ServiceSpec) { s.Template.Resources.OOMScoreAdj = 1001 })},
+		{"resources.reserve_generic:", web(func(s *ServiceSpec) { s.Template.Resources.ReserveGeneric["gpu"] = 0 })},
+		{"resources.reserve_generic:", web(func(s *ServiceSpec) { s.Template.Resources.ReserveGeneric["g pu"] = 1 })},
 		{"resources.swappiness:", web(func(s *ServiceSpec) { *s.Template.Resources.Swappiness = 101 })},
 		{"resources.realtime_runtime: must be at most", web(func(s *ServiceSpec) { s.Template.Resources.RealtimeRuntime = 1001 })},
 		{"resources.realtime_runtime: must not", web(func(s *ServiceSpec) { s.Template.Resources.RealtimeRuntime = -1 })},

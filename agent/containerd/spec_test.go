@@ -147,6 +147,8 @@ var elsewhere = map[string]string{
 
 	"Resources.ReserveCPUs":   "placement",
 	"Resources.ReserveMemory": "placement",
+
+	"Resources.ReserveGeneric": "placement",
 }
 
 // changes has, for every other field, something that must change the spec.

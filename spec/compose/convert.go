@@ -127,7 +127,7 @@ var modelKeys = map[string]string{
 	"nano_cpus": "cpus", "memory": "mem_limit", "memory_swap": "memswap_limit", "pids": "pids_limit", "cpu_shares": "cpu_shares",
 	"cpu_quota": "cpu_quota", "cpu_period": "cpu_period", "cpuset": "cpuset", "shm_size": "shm_size", "oom_score_adj": "oom_score_adj",
 	"swappiness": "mem_swappiness", "realtime_runtime": "cpu_rt_runtime", "realtime_period": "cpu_rt_period", "block_io": "blkio_config",
-	"post_start": "post_start", "pre_stop": "pre_stop", "uts_mode": "uts", "cgroup_mode": "cgroup", "umask": "umask", "runtime": "runtime", "device_rules": "device_cgroup_rules",
+	"post_start": "post_start", "pre_stop": "pre_stop", "uts_mode": "uts", "cgroup_mode": "cgroup", "umask": "umask", "runtime": "runtime", "reserve_generic": "deploy", "device_rules": "device_cgroup_rules",
 }
 
 // alike are fields of spec.Template whose parts are in the same order and have

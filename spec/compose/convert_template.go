@@ -318,6 +318,7 @@ func (c *conversion) resources(at path, s types.ServiceConfig) spec.Resources {
 		if r := s.Deploy.Resources.Reservations; r != nil {
 			set(&out.ReserveCPUs, nanoCPUs(r.NanoCPUs.Value()))
 			set(&out.ReserveMemory, int64(r.MemoryBytes))
+			out.ReserveGeneric = c.genericResources(at.key("deploy").key("resources").key("reservations").key("generic_resources"), r.GenericResources)
 		}
 	}
 	if out.KeepOnOOM && out.Memory == 0 {
@@ -325,6 +326,28 @@ func (c *conversion) resources(at path, s types.ServiceConfig) spec.Resources {
 	}
 	if out.NanoCPUs > 0 && out.CPUQuota > 0 {
 		c.refuse(at.key("cpu_quota"), "use one of them", "cpus and cpu_quota set the same limit")
+	}
+	return out
+}
+
+// genericResources returns numbers by kind.
+func (c *conversion) genericResources(at path, in []types.GenericResource) map[string]int64 {
+	out := map[string]int64{}
+	for i, g := range in {
+		d := g.DiscreteResourceSpec
+		switch {
+		case d == nil || d.Kind == "":
+			c.refuse(at.index(i), "write discrete_resource_spec: {kind: gpu, value: 1}", "the resource has no kind")
+		case d.Value < 1:
+			c.refuse(at.index(i).key("discrete_resource_spec"), "", "the number of %s must be from 1", d.Kind)
+		case out[d.Kind] > 0:
+			c.refuse(at.index(i), "add the numbers up", "the kind %s is reserved twice", d.Kind)
+		default:
+			out[d.Kind] = d.Value
+		}
+	}
+	if len(out) == 0 {
+		return nil
 	}
 	return out
 }
