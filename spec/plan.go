@@ -38,6 +38,10 @@ type Part struct {
 	Remove []TaskID `json:"remove,omitempty"`
 	// Service, when its ports or its update status change.
 	Service *ServiceChange `json:"service,omitempty"`
+	// Stack, when it is known what became of its newest revision.
+	Stack *StackChange `json:"stack,omitempty"`
+	// Rollback, when the newest revision of a stack has failed.
+	Rollback *StackRollback `json:"rollback,omitempty"`
 
 	// What no longer has a user.
 	RemoveNetworks  []NetworkID  `json:"remove_networks,omitempty"`
@@ -51,6 +55,7 @@ type ObjectKind string
 
 // The kinds that a part can have read.
 const (
+	KindStack   ObjectKind = "stack"   // by name
 	KindService ObjectKind = "service" // by "stack/service"
 	KindNode    ObjectKind = "node"    // by ID
 	KindNetwork ObjectKind = "network" // by ID
@@ -112,4 +117,31 @@ type ServiceChange struct {
 	// list that is not nil takes them away.
 	VIPs   *[]ServiceVIP `json:"vips,omitempty"`
 	Update *UpdateStatus `json:"update,omitempty"`
+}
+
+// StackChange changes the reconciler's fields of the newest revision of a
+// stack.
+type StackChange struct {
+	Name string `json:"name"`
+	// Revision must be the newest one.
+	Revision uint64        `json:"revision"`
+	State    RevisionState `json:"state"`
+	Why      string        `json:"why,omitempty"`
+	Log      string        `json:"log,omitempty"`
+	// Ports as in StackRevision.
+	Ports map[string][]Port `json:"ports,omitempty"`
+}
+
+// StackRollback takes a stack back from its newest revision to an older one, as
+// a revision of its own. Where that cannot be declared any more, since another
+// stack has taken a name or a port, the update of Service is paused instead.
+type StackRollback struct {
+	Name string `json:"name"`
+	// Revision is the newest one, which has failed, To the one to go back to.
+	Revision uint64 `json:"revision"`
+	To       uint64 `json:"to"`
+	// Service is the one whose update failed, Why and Log tell how.
+	Service string `json:"service"`
+	Why     string `json:"why"`
+	Log     string `json:"log,omitempty"`
 }

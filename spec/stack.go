@@ -55,6 +55,12 @@ type ServiceSpec struct {
 	// Live are the versions of secrets and configs whose files change in running
 	// tasks (OnChange.Live); filled in when the stack is written.
 	Live map[DatumKey]ContentID `json:"live,omitempty"`
+	// Update says how tasks are replaced, Rollback how that is taken back.
+	Update   UpdateConfig `json:"update,omitzero"`
+	Rollback UpdateConfig `json:"rollback,omitzero"`
+	// ProgressDeadline is how long an update or a rollback may get no further
+	// before it has failed; 0 is DefaultProgressDeadline.
+	ProgressDeadline Duration `json:"progress_deadline,omitempty"`
 }
 
 // EndpointMode says what the name of a service resolves to.
@@ -240,9 +246,13 @@ type StackRow struct {
 	// Version is the log index of the last user write to any part of the stack;
 	// a write based on an older one is refused.
 	Version uint64 `json:"version"` // apply
+	// Completed is the newest revision of which every update completed; 0 while
+	// there is none. It is what an update that fails goes back to.
+	Completed uint64 `json:"completed,omitempty"` // reconciler
 }
 
-// StackRevision is one version of a stack as it was applied; ten are kept.
+// StackRevision is one version of a stack as it was applied; ten are kept, and
+// the last one that completed.
 type StackRevision struct {
 	Stack    string    `json:"stack"`
 	Number   uint64    `json:"number"`
@@ -251,10 +261,38 @@ type StackRevision struct {
 	Message  string    `json:"message,omitempty"`
 	Time     time.Time `json:"time"`
 	Incoming uint64    `json:"index"` // log index of the write
+	// Rollback is the revision whose declaration this one has brought back; 0
+	// for any other.
+	Rollback uint64 `json:"rollback,omitempty"` // apply
+	// State is what became of it; empty while it is under way, and for one that
+	// is older than this field. One that has completed stays so.
+	State RevisionState `json:"state,omitempty"` // reconciler
+	// Why says in one line why it is in that state, when it did not complete, and
+	// Log has the last lines of output of the task that failed.
+	Why string `json:"why,omitempty"` // reconciler
+	Log string `json:"log,omitempty"` // reconciler
+	// Ports that were chosen for its services, by their names, when it completed.
+	Ports map[string][]Port `json:"ports,omitempty"` // reconciler
 }
 
 // KeepStackRevisions is how many revisions of a stack are kept.
 const KeepStackRevisions = 10
+
+// RevisionState is what became of a revision of a stack.
+type RevisionState string
+
+// The states of revisions of a stack.
+const (
+	RevisionUpdating   RevisionState = ""
+	RevisionCompleted  RevisionState = "completed"
+	RevisionPaused     RevisionState = "paused"      // an update of it waits for a person
+	RevisionRolledBack RevisionState = "rolled_back" // an update of it failed, and the stack went back
+	RevisionSuperseded RevisionState = "superseded"  // another revision came before its end
+)
+
+// RollbackAuthor is the author of revisions that the cluster makes itself,
+// because the one before has failed.
+const RollbackAuthor = "wherry"
 
 // Service is the stored form of a service.
 type Service struct {
@@ -272,6 +310,14 @@ type Service struct {
 	VIPs []ServiceVIP `json:"vips,omitempty"` // reconciler
 	// Update is the progress of bringing tasks to Revision.
 	Update UpdateStatus `json:"update,omitzero"` // reconciler
+	// Rollout is the log index of the write that called for the newest update: a
+	// changed declaration, a restart, or leave to go on with one that was paused.
+	Rollout uint64 `json:"rollout,omitempty"` // apply
+	// Restarts counts the restarts that users asked for. Tasks that were made
+	// before the last one are out of date.
+	Restarts int `json:"restarts,omitempty"` // user
+	// Held says who paused the update; empty when nobody did.
+	Held string `json:"held,omitempty"` // user
 	// Changed is when the user last changed the service.
 	Changed time.Time `json:"changed"` // apply
 	// Version is the log index of the last write by a user or the reconciler to
@@ -302,12 +348,32 @@ const (
 	UpdateRolledBack UpdateState = "rolled_back"
 )
 
-// UpdateStatus says how far an update is and why it stands still.
+// UpdateStatus says how far an update is and why it stands still. It ends as
+// UpdateCompleted, UpdateRolledBack, or UpdatePaused with a message.
 type UpdateStatus struct {
 	State   UpdateState `json:"state,omitempty"`
 	Message string      `json:"message,omitempty"`
 	// Since is when State was entered.
 	Since time.Time `json:"since,omitzero"`
+	// Rollout is the Service.Rollout that it is about; another one there calls
+	// for a new update.
+	Rollout uint64 `json:"rollout,omitempty"`
+	// From and To are the revisions that it leads from and to.
+	From RevisionID `json:"from,omitempty"`
+	To   RevisionID `json:"to,omitempty"`
+	// Rollback is the revision of the stack that it goes back to; 0 for an
+	// update that goes forward.
+	Rollback uint64 `json:"rollback,omitempty"`
+	// Log has the last lines of output of the task that made it fail.
+	Log string `json:"log,omitempty"`
+	// Done is the largest number of places that were done, as written down at
+	// Progress, which is also when the update began or a batch did.
+	Done     int       `json:"done,omitempty"`
+	Progress time.Time `json:"progress,omitzero"`
+	// Batches counts those that were begun, where there is a delay between them.
+	// Rests is since when the update waits for the next; zero when it does not.
+	Batches int       `json:"batches,omitempty"`
+	Rests   time.Time `json:"rests,omitzero"`
 }
 
 // Network is the stored form of a network.

@@ -74,6 +74,8 @@ type Task struct {
 	// place is its node.
 	Slot     int        `json:"slot,omitempty"` // reconciler
 	Revision RevisionID `json:"revision"`       // reconciler
+	// Restarts is Service.Restarts as it was when the task was made.
+	Restarts int `json:"restarts,omitempty"` // reconciler
 	// Node is empty while no node fits; Status.Reason then says why.
 	Node    NodeID      `json:"node,omitempty"` // reconciler
 	Desired TaskDesired `json:"desired"`        // reconciler

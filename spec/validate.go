@@ -134,6 +134,7 @@ func (c *checker) service(at, name string, s *ServiceSpec) {
 		seen[d.Service] = true
 	}
 	c.labels(at+".labels", s.Labels)
+	c.updates(at, s)
 }
 
 func (c *checker) labels(at string, labels map[string]string) {

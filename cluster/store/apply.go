@@ -97,6 +97,10 @@ func (r *reducer) dispatch() {
 			return r.removeStack(c.RemoveStack)
 		case c.ScaleService != nil:
 			return r.scaleService(c.ScaleService)
+		case c.RollbackStack != nil:
+			return r.rollbackStack(c.RollbackStack)
+		case c.SteerService != nil:
+			return r.steerService(c.SteerService)
 		case c.PutContent != nil:
 			return r.putContent(c.PutContent)
 		case c.PutDatum != nil:

@@ -32,6 +32,8 @@ import (
 //	   templates: what newInTemplate lists; Task.Joins
 //	   secrets and configs: PutDatum, RemoveDatum, sealed contents, Stack.Secrets
 //	   and Configs and what uses them, TaskStatus.Files
+//	   rollouts: RollbackStack, SteerService; policies of updates in ServiceSpec;
+//	   what became of updates and of revisions of stacks
 const Format = 4
 
 const (
@@ -44,6 +46,9 @@ const (
 	// first one in which a network may belong to no stack, be handed from one
 	// stack to another, and be waited for.
 	AddressFormat = 4
+	// RolloutFormat is the first format in which updates have a policy and an
+	// end, and stacks go back.
+	RolloutFormat = 4
 )
 
 // Command is one entry of the log: an envelope with exactly one body that is
@@ -63,6 +68,8 @@ type Command struct {
 	PutStack      *PutStack      `json:"put_stack,omitempty"`      // user
 	RemoveStack   *RemoveStack   `json:"remove_stack,omitempty"`   // user
 	ScaleService  *ScaleService  `json:"scale_service,omitempty"`  // user
+	RollbackStack *RollbackStack `json:"rollback_stack,omitempty"` // user
+	SteerService  *SteerService  `json:"steer_service,omitempty"`  // user
 	PutContent    *PutContent    `json:"put_content,omitempty"`    // user
 	PutDatum      *PutDatum      `json:"put_datum,omitempty"`      // user
 	RemoveDatum   *RemoveDatum   `json:"remove_datum,omitempty"`   // user
@@ -127,6 +134,42 @@ type ScaleService struct {
 	// Base is the StackRow.Version that the write is based on; nil when it does
 	// not matter.
 	Base *uint64 `json:"base,omitempty"`
+}
+
+// RollbackStack takes a stack, or one service of it, back to an older revision.
+// What it declared becomes a new revision. Volumes stay as they are.
+type RollbackStack struct {
+	Stack string `json:"stack"`
+	// Service that goes back alone; empty for the whole stack.
+	Service string `json:"service,omitempty"`
+	// To is the revision to go back to; 0 is the last one that completed and
+	// differs from what is declared.
+	To uint64 `json:"to,omitempty"`
+	// Base is as in PutStack.
+	Base *uint64 `json:"base,omitempty"`
+	// Message for the history; empty says what was done.
+	Message string `json:"message,omitempty"`
+}
+
+// SteerAction is what a user wants of the update of a service.
+type SteerAction string
+
+// The actions.
+const (
+	// SteerPause stops an update that is under way before its next batch.
+	SteerPause SteerAction = "pause"
+	// SteerResume goes on with an update that was paused, by a person or because
+	// it had failed; failures so far are forgotten.
+	SteerResume SteerAction = "resume"
+	// SteerRestart replaces all tasks, as an update does.
+	SteerRestart SteerAction = "restart"
+)
+
+// SteerService steers the update of a service.
+type SteerService struct {
+	Stack   string      `json:"stack"`
+	Service string      `json:"service"`
+	Action  SteerAction `json:"action"`
 }
 
 // MaxReplicas is the largest number of replicas of a service.
@@ -292,6 +335,8 @@ func (c *Command) Kind() string {
 		{"put_stack", c.PutStack != nil},
 		{"remove_stack", c.RemoveStack != nil},
 		{"scale_service", c.ScaleService != nil},
+		{"rollback_stack", c.RollbackStack != nil},
+		{"steer_service", c.SteerService != nil},
 		{"put_content", c.PutContent != nil},
 		{"put_datum", c.PutDatum != nil},
 		{"remove_datum", c.RemoveDatum != nil},
@@ -321,7 +366,7 @@ func (c *Command) Kind() string {
 // user reports whether the command is one of a person, whose results are
 // remembered by request ID.
 func (c *Command) user() bool {
-	return c.PutStack != nil || c.RemoveStack != nil || c.ScaleService != nil ||
+	return c.PutStack != nil || c.RemoveStack != nil || c.ScaleService != nil || c.RollbackStack != nil || c.SteerService != nil ||
 		c.PutContent != nil || c.RemoveVolumes != nil || c.CreateNetwork != nil || c.RemoveNetwork != nil || c.SetNode != nil ||
 		c.SetRole != nil || c.RemoveNode != nil || c.PutDatum != nil || c.RemoveDatum != nil
 }
@@ -332,8 +377,9 @@ func (c *Command) user() bool {
 func (c *Command) NeedsFormat() int {
 	switch {
 	case c.usesData(), c.PutStack != nil && usesAddresses(&c.PutStack.Stack), c.CreateNetwork != nil, c.RemoveNetwork != nil,
-		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) }),
-		c.PutStack != nil && anyService(&c.PutStack.Stack, newInTemplate),
+		c.RollbackStack != nil, c.SteerService != nil,
+		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) || rollsOut(&p) }),
+		c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return newInTemplate(s) || hasPolicy(s) }),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool { return r.Info != nil && r.Info.Subnets != "" }):
 		return 4
 	case c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return s.EndpointMode != "" }),
@@ -387,6 +433,21 @@ func (c *Command) usesData() bool {
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool {
 			return slices.ContainsFunc(r.Tasks, func(t spec.TaskReport) bool { return t.Status.Files != nil })
 		})
+}
+
+// hasPolicy reports whether a service says how it is to be updated.
+func hasPolicy(s *spec.ServiceSpec) bool {
+	return s.Update != (spec.UpdateConfig{}) || s.Rollback != (spec.UpdateConfig{}) || s.ProgressDeadline != 0
+}
+
+// rollsOut reports whether a part has what programs before RolloutFormat do not
+// know of updates.
+func rollsOut(p *spec.Part) bool {
+	bare := func(u *spec.UpdateStatus) bool {
+		return *u == spec.UpdateStatus{State: u.State, Message: u.Message, Since: u.Since}
+	}
+	return p.Stack != nil || p.Rollback != nil || p.Service != nil && p.Service.Update != nil && !bare(p.Service.Update) ||
+		slices.ContainsFunc(p.Create, func(t spec.Task) bool { return t.Restarts != 0 })
 }
 
 func anyService(s *spec.Stack, is func(*spec.ServiceSpec) bool) bool {

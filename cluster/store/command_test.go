@@ -66,6 +66,7 @@ func TestKindNamesEveryBody(t *testing.T) {
 		"bootstrap": {Bootstrap: &Bootstrap{}}, "put_stack": {PutStack: &PutStack{}}, "remove_stack": {RemoveStack: &RemoveStack{}},
 		"scale_service": {ScaleService: &ScaleService{}}, "put_content": {PutContent: &PutContent{}},
 		"remove_volumes": {RemoveVolumes: &RemoveVolumes{}}, "set_node": {SetNode: &SetNode{}}, "put_node": {PutNode: &PutNode{}},
+		"rollback_stack": {RollbackStack: &RollbackStack{}}, "steer_service": {SteerService: &SteerService{}},
 		"set_node_state": {SetNodeState: &SetNodeState{}}, "apply_plan": {ApplyPlan: &ApplyPlan{}}, "reports": {Reports: &Reports{}},
 	} {
 		if c.Kind() != kind {

@@ -123,7 +123,7 @@ func (r *reducer) passOn(d *spec.Datum) error {
 		if err := r.declareServices(&want); err != nil {
 			return err
 		}
-		r.addRevision(head, &want, fmt.Sprintf("%s %s has version %d", d.Kind, d.Name, d.Newest().Number))
+		r.addRevision(head, spec.StackRevision{Spec: want, Author: r.cmd.Author, Message: fmt.Sprintf("%s %s has version %d", d.Kind, d.Name, d.Newest().Number)})
 	}
 	return nil
 }

@@ -167,6 +167,9 @@ func (r *reducer) declareService(stack, name string, s spec.ServiceSpec) bool {
 		next.ID = spec.ServiceID(r.newID())
 	}
 	next.Spec, next.Revision, next.Changed, next.Version = s, rev, r.now, r.index
+	if r.meta.Format >= RolloutFormat {
+		next.Rollout, next.Held = r.index, ""
+	}
 	put(r, &r.services, next)
 	return true
 }

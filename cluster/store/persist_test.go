@@ -43,6 +43,12 @@ func history(t *testing.T) *harness {
 		Service: &spec.ServiceChange{Stack: "shop", Name: "web", Update: &spec.UpdateStatus{State: spec.UpdateCompleted, Since: start},
 			VIPs: &[]spec.ServiceVIP{{Network: h.s.Snapshot().NetworkNamed("shop_default").ID, Address: "10.1.0.9"}}},
 	})
+	svc := h.s.Snapshot().Service("shop", "web")
+	h.mustPart(spec.Part{
+		Service: &spec.ServiceChange{Stack: "shop", Name: "web", Update: &spec.UpdateStatus{State: spec.UpdatePaused, Message: "why", Since: start, Rollout: svc.Rollout,
+			From: "a", To: "b", Rollback: 1, Log: "bye", Done: 1, Progress: start, Batches: 2, Rests: start}},
+		Stack: &spec.StackChange{Name: "shop", Revision: 2, State: spec.RevisionPaused, Why: "why", Log: "bye", Ports: map[string][]spec.Port{"web": {{Published: 30000, Target: 80, Protocol: "tcp", Mode: spec.PublishIngress}}}},
+	})
 	a := h.running("n1", 1, "10.1.0.2/24")
 	h.running("n2", 2, "10.1.0.3/24")
 	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Arch: "amd64", MTU: 1450, Subnets: "10.0.0.0/16"}, Tasks: []spec.TaskReport{{
@@ -64,6 +70,8 @@ func history(t *testing.T) *harness {
 		Create:   []spec.Task{task},
 		Service:  &spec.ServiceChange{Stack: "shop", Name: "all", VIPs: &[]spec.ServiceVIP{{Network: six, Address: "10.7.1.3", Address6: "fd00::3"}}},
 	})
+	h.must(Command{Author: "ann", SteerService: &SteerService{Stack: "shop", Service: "all", Action: SteerPause}})
+	h.must(Command{Author: "ann", SteerService: &SteerService{Stack: "shop", Service: "web", Action: SteerRestart}})
 	n := h.s.Snapshot()
 	for _, x := range n.tables.list() {
 		if x.count(n.read()) == 0 {
@@ -185,6 +193,17 @@ func TestFormatRatchet(t *testing.T) {
 			t.Errorf("%+v needs format %d", p, c.NeedsFormat())
 		}
 	}
+	rollouts := []Command{
+		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Update.Order = spec.StopFirst })),
+		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Rollback.Parallelism = ptr(0) })),
+		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.ProgressDeadline = 1 })),
+		{RollbackStack: &RollbackStack{Stack: "shop"}},
+		{SteerService: &SteerService{Stack: "shop", Service: "web", Action: SteerRestart}},
+		{ApplyPlan: &ApplyPlan{Parts: []spec.Part{{Stack: &spec.StackChange{Name: "shop"}}}}},
+		{ApplyPlan: &ApplyPlan{Parts: []spec.Part{{Rollback: &spec.StackRollback{Name: "shop"}}}}},
+		{ApplyPlan: &ApplyPlan{Parts: []spec.Part{{Create: []spec.Task{{Stack: "shop", Service: "web", Restarts: 1}}}}}},
+		{ApplyPlan: &ApplyPlan{Parts: []spec.Part{{Service: &spec.ServiceChange{Stack: "shop", Name: "web", Update: &spec.UpdateStatus{State: spec.UpdatePaused, Rollout: 7}}}}}},
+	}
 	for _, c := range newer {
 		if got := c.NeedsFormat(); got != 2 {
 			t.Errorf("%s needs format %d", c.Kind(), got)
@@ -204,15 +223,16 @@ func TestFormatRatchet(t *testing.T) {
 		}
 	}
 	needs(3, newest)
-	needs(4, latest)
-	for _, c := range []Command{putStack(web("shop", 80)), told("n1", 0), {PutNode: &PutNode{ID: "n1", Name: "alpha", Role: spec.RoleManager}}} {
+	needs(4, append(latest, rollouts...))
+	bare := Command{ApplyPlan: &ApplyPlan{Parts: []spec.Part{{Service: &spec.ServiceChange{Stack: "shop", Name: "web", Update: &spec.UpdateStatus{State: spec.UpdateUpdating, Message: "why", Since: start}}}}}}
+	for _, c := range []Command{putStack(web("shop", 80)), bare, told("n1", 0), {PutNode: &PutNode{ID: "n1", Name: "alpha", Role: spec.RoleManager}}} {
 		if b, err := Encode(c); err != nil || b[0] != 1 {
 			t.Errorf("%s is written in format %d, %v", c.Kind(), b[0], err)
 		}
 		h.must(c)
 	}
 	state := dump(t, h.s.Snapshot())
-	for _, word := range []string{"authority", "down_since", "stop_pinned"} {
+	for _, word := range []string{"authority", "down_since", "stop_pinned", `"rollout"`, `"completed"`, "update."} {
 		if state[0] != 1 || strings.Contains(state, word) {
 			t.Errorf("a state of format 1 is written as format %d, with %s: %t", state[0], word, strings.Contains(state, word))
 		}
@@ -233,7 +253,7 @@ func TestFormatRatchet(t *testing.T) {
 		}
 	}
 	h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: 3}})
-	needs(4, latest)
+	needs(4, append(latest, rollouts...))
 	for _, c := range newest {
 		h.must(c)
 	}
@@ -244,7 +264,7 @@ func TestFormatRatchet(t *testing.T) {
 		}
 	}
 	h.must(Command{Bootstrap: &Bootstrap{ClusterID: "c1", Incarnation: 1, Format: 4}})
-	for _, c := range latest {
+	for _, c := range append(latest, rollouts[:3]...) {
 		h.must(c)
 	}
 	if got := dump(t, h.s.Snapshot())[0]; got != 4 {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,7 +22,12 @@ func (r *reducer) applyPlan(c *ApplyPlan) {
 	r.meta.Epoch = c.Epoch
 	for i := range c.Parts {
 		changed := r.res.Changed
-		if err := r.attempt(func() error { return r.applyPart(&c.Parts[i]) }); err != nil {
+		err := r.attempt(func() error { return r.applyPart(&c.Parts[i]) })
+		if why := (cannotGoBack{}); errors.As(err, &why) {
+			r.res.Changed = changed
+			err = r.attempt(func() error { return (&part{reducer: r}).pauseInstead(&c.Parts[i], why) })
+		}
+		if err != nil {
 			r.res.Parts[i], r.res.Changed = err, changed
 		}
 	}
@@ -43,7 +49,7 @@ func (r *reducer) applyPart(p *spec.Part) error {
 	}
 	for _, step := range []func(*spec.Part) error{
 		w.numberNetworks, w.createVolumes, w.addHomes, w.changeTasks, w.removeTasks, w.createTasks,
-		w.changeService, w.dropNetworks, w.dropVolumes, w.dropRevisions, w.dropContents,
+		w.changeService, w.dropNetworks, w.dropVolumes, w.dropRevisions, w.dropContents, w.changeStack, w.goBack,
 	} {
 		if err := step(p); err != nil {
 			return err
@@ -76,6 +82,10 @@ func (w *part) checkReads(reads []spec.Read) error {
 // version returns the version of what a part has read; 0 when it is not there.
 func (w *part) version(read spec.Read) (uint64, error) {
 	switch read.Kind {
+	case spec.KindStack:
+		if s := w.stacks.get(w.txn, textKey(read.Key)); s != nil {
+			return s.Version, nil
+		}
 	case spec.KindService:
 		stack, name, _ := spec.SplitServiceKey(read.Key)
 		if s := w.services.get(w.txn, textsKey(stack, name)); s != nil {
@@ -237,6 +247,7 @@ func (w *part) changeService(p *spec.Part) error {
 		}
 	}
 	put(w.reducer, &w.services, next)
+	w.updateEvent(old, &next)
 	if c.VIPs != nil {
 		if err := w.checkVIPs(&next); err != nil {
 			return err

@@ -63,9 +63,14 @@ func (g *generator) command(step int) Command {
 	case k < 27:
 		s := g.stack()
 		c.RemoveStack = &RemoveStack{Name: s, Volumes: g.maybe(50), Base: g.base(s)}
-	case k < 33:
+	case k < 31:
 		s := g.stack()
 		c.ScaleService = &ScaleService{Stack: s, Service: g.service(), Replicas: g.IntN(5) - 1, Base: g.base(s)}
+	case k < 33:
+		s := g.stack()
+		c.RollbackStack = &RollbackStack{Stack: s, Service: pick(g, "", "", g.service()), To: uint64(g.IntN(4)), Base: g.base(s)}
+	case k < 35:
+		c.SteerService = &SteerService{Stack: g.stack(), Service: g.service(), Action: pick(g, SteerPause, SteerResume, SteerRestart)}
 	case k < 38:
 		off := g.IntN(4)
 		c.PutContent = &PutContent{ID: pick(g, spec.ContentID("k1"), "k2"), Size: 4, Offset: off, Data: []byte("data")[off:][:g.IntN(5-off)]}
@@ -215,7 +220,7 @@ func (g *generator) part() spec.Part {
 		p.Remove = append(p.Remove, t.ID)
 	}
 	if svc != nil && g.maybe(20) {
-		p.Service = &spec.ServiceChange{Stack: svc.Stack, Name: svc.Name, Update: &spec.UpdateStatus{State: spec.UpdateUpdating}}
+		p.Service = &spec.ServiceChange{Stack: svc.Stack, Name: svc.Name, Update: &spec.UpdateStatus{State: pick(g, spec.UpdateUpdating, spec.UpdatePaused, spec.UpdateCompleted), Rollout: svc.Rollout}}
 		if net != nil && g.maybe(50) {
 			vip := spec.ServiceVIP{Network: net.ID, Address: fmt.Sprintf("10.1.0.%d", g.IntN(12))}
 			if g.maybe(40) {
@@ -229,6 +234,11 @@ func (g *generator) part() spec.Part {
 			}
 			p.Service.Ports = append(p.Service.Ports, port)
 		}
+	}
+	if row := pick(g, g.n.Stacks()...); row != nil && g.n.Format() >= RolloutFormat && g.maybe(20) {
+		p.Stack = &spec.StackChange{Name: row.Name, Revision: row.Revision, State: pick(g, spec.RevisionCompleted, spec.RevisionCompleted, spec.RevisionPaused, spec.RevisionUpdating)}
+	} else if row != nil && row.Completed != 0 && g.maybe(20) {
+		p.Rollback = &spec.StackRollback{Name: row.Name, Revision: row.Revision, To: row.Completed, Service: g.service(), Why: "why"}
 	}
 	if net != nil && net.Gone && g.maybe(30) {
 		p.RemoveNetworks = append(p.RemoveNetworks, net.ID)
@@ -319,7 +329,7 @@ func TestRandomHistories(t *testing.T) {
 			}
 		}
 	}
-	for _, kind := range []string{"put_stack", "remove_stack", "scale_service", "put_content", "set_node", "put_node", "set_node_state", "apply_plan", "reports", "bootstrap", "remove_volumes", "create_network", "remove_network", "set_role", "remove_node", "set_authority", "put_datum", "remove_datum"} {
+	for _, kind := range []string{"put_stack", "remove_stack", "scale_service", "put_content", "set_node", "put_node", "set_node_state", "apply_plan", "reports", "bootstrap", "remove_volumes", "create_network", "remove_network", "set_role", "remove_node", "set_authority", "put_datum", "remove_datum", "rollback_stack", "steer_service"} {
 		if did[kind] == 0 && seeds > 3 {
 			t.Errorf("the histories never do %s successfully: %v", kind, did)
 		}
@@ -408,6 +418,9 @@ func checkInvariants(t *testing.T, old, n *Snapshot) {
 	}
 	ports := map[string]string{}
 	for _, s := range n.Services() {
+		if s.Rollout != 0 && n.Format() < RolloutFormat {
+			t.Errorf("service %+v in format %d", s, n.Format())
+		}
 		for _, v := range s.VIPs {
 			if n.Network(v.Network) == nil || n.Format() < 3 {
 				t.Errorf("service %s has %+v in format %d", s.Key(), v, n.Format())
@@ -466,9 +479,12 @@ func checkInvariants(t *testing.T, old, n *Snapshot) {
 	}
 	for _, row := range n.Stacks() {
 		rev := n.StackRevision(row.Name, row.Revision)
-		if rev == nil || len(rev.Spec.Services) != len(n.ServicesOf(row.Name)) || len(n.StackRevisions(row.Name)) > spec.KeepStackRevisions {
+		if rev == nil || len(rev.Spec.Services) != len(n.ServicesOf(row.Name)) || len(n.StackRevisions(row.Name)) > spec.KeepStackRevisions+1 {
 			t.Errorf("stack %+v and its revisions and services are at odds", row)
 			continue
+		}
+		if done := n.StackRevision(row.Name, row.Completed); row.Completed != 0 && (done == nil || done.State != spec.RevisionCompleted) {
+			t.Errorf("stack %s goes back to revision %d: %+v", row.Name, row.Completed, done)
 		}
 		for short, v := range rev.Spec.Volumes {
 			if n.VolumeNamed(v.ClusterName(row.Name, short)) == nil {

@@ -34,33 +34,53 @@ func (r *reducer) putStack(c *PutStack) error {
 		r.res.Revision = head.Revision
 		return nil
 	}
-	if err := r.declare(&want); err != nil {
+	return r.revise(head, spec.StackRevision{Spec: want, Author: r.cmd.Author, Message: c.Message})
+}
+
+// revise makes the state declare what a new revision of a stack says.
+func (r *reducer) revise(head *spec.StackRow, rev spec.StackRevision) error {
+	if err := r.declare(&rev.Spec); err != nil {
 		return err
 	}
-	r.res.Revision = r.addRevision(head, &want, c.Message)
+	r.res.Revision = r.addRevision(head, rev)
 	return nil
 }
 
-// addRevision makes want the newest revision of its stack and returns its
+// addRevision makes rev the newest revision of its stack and returns its
 // number; head is nil for a new stack.
-func (r *reducer) addRevision(head *spec.StackRow, want *spec.Stack, message string) uint64 {
-	next := spec.StackRow{Name: want.Name, Revision: 1, Version: r.index}
+func (r *reducer) addRevision(head *spec.StackRow, rev spec.StackRevision) uint64 {
+	next := spec.StackRow{Name: rev.Spec.Name, Revision: 1}
 	if head == nil {
 		next.ID = spec.StackID(r.newID())
 	} else {
-		next.ID, next.Revision = head.ID, head.Revision+1
+		next = *head
+		next.Revision++
+		r.supersede(head)
 	}
+	next.Version = r.index
 	put(r, &r.stacks, next)
-	put(r, &r.stackRevisions, spec.StackRevision{
-		Stack: want.Name, Number: next.Revision, Spec: *want, Author: r.cmd.Author, Message: message, Time: r.now, Incoming: r.index,
-	})
-	if next.Revision > spec.KeepStackRevisions {
-		if old := r.stackRevisions.get(r.txn, stackRevisionKey(want.Name, next.Revision-spec.KeepStackRevisions)); old != nil {
+	rev.Stack, rev.Number, rev.Time, rev.Incoming = next.Name, next.Revision, r.now, r.index
+	put(r, &r.stackRevisions, rev)
+	for old := range r.stackRevisions.under(r.txn, textsKey(next.Name)) {
+		if old.Number+spec.KeepStackRevisions <= next.Revision && old.Number != next.Completed {
 			drop(r, &r.stackRevisions, old)
 		}
 	}
-	r.event(spec.Event{Kind: "stack.applied", Stack: want.Name, Message: message})
+	if rev.Rollback == 0 {
+		r.event(spec.Event{Kind: "stack.applied", Stack: next.Name, Message: rev.Message})
+	}
 	return next.Revision
+}
+
+// supersede notes that the newest revision of a stack has not come to its end.
+func (r *reducer) supersede(head *spec.StackRow) {
+	old := r.newest(head)
+	if r.meta.Format < RolloutFormat || old == nil || old.State != spec.RevisionUpdating && old.State != spec.RevisionPaused {
+		return
+	}
+	next := *old
+	next.State = spec.RevisionSuperseded
+	put(r, &r.stackRevisions, next)
 }
 
 // newest returns the newest revision of a stack; nil when there is no stack.
@@ -95,22 +115,30 @@ func keepOthers(want spec.Stack, old *spec.Stack) spec.Stack {
 			continue
 		}
 		want.Services[name] = s
-		for _, a := range s.Template.Networks {
-			carry(want.Networks, old.Networks, a.Network)
-		}
-		for _, m := range s.Template.Mounts {
-			if m.Type == spec.MountVolume {
-				carry(want.Volumes, old.Volumes, m.Source)
-			}
-			if kind, short, ok := m.Datum(); ok {
-				carryDatum(&want, old, kind, short)
-			}
-		}
-		for _, v := range s.Template.SecretEnv {
-			carryDatum(&want, old, spec.DatumSecret, v.Source)
-		}
+		carryUsed(&want, old, name)
 	}
 	return want
+}
+
+// carryUsed adds to a stack the networks, volumes, secrets and configs that a
+// service of it uses, as another one declares them, unless it declares them
+// itself.
+func carryUsed(to, from *spec.Stack, service string) {
+	t := to.Services[service].Template
+	for _, a := range t.Networks {
+		carry(to.Networks, from.Networks, a.Network)
+	}
+	for _, m := range t.Mounts {
+		if m.Type == spec.MountVolume {
+			carry(to.Volumes, from.Volumes, m.Source)
+		}
+		if kind, short, ok := m.Datum(); ok {
+			carryDatum(to, from, kind, short)
+		}
+	}
+	for _, v := range t.SecretEnv {
+		carryDatum(to, from, spec.DatumSecret, v.Source)
+	}
 }
 
 func cloned[V any](m map[string]V) map[string]V {

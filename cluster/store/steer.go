@@ -1,0 +1,52 @@
+package store
+
+import (
+	"cmp"
+
+	"wherry.dev/spec"
+)
+
+// steerService pauses the update of a service, goes on with it, or calls for a
+// restart of its tasks.
+func (r *reducer) steerService(c *SteerService) error {
+	head := r.stacks.get(r.txn, textKey(c.Stack))
+	if head == nil {
+		return spec.NotFoundf("there is no stack %q", c.Stack)
+	}
+	svc := r.services.get(r.txn, textsKey(c.Stack, c.Service))
+	if svc == nil {
+		return spec.NotFoundf("stack %s has no service %q", c.Stack, c.Service)
+	}
+	r.res.Revision = head.Revision
+	next := *svc
+	paused := svc.Held != "" || svc.Update.State == spec.UpdatePaused && svc.Update.Rollout == svc.Rollout
+	switch c.Action {
+	case SteerPause:
+		if paused {
+			return nil
+		}
+		if svc.Update.State != spec.UpdateUpdating && svc.Update.Rollout == svc.Rollout {
+			return spec.Conflictf("no update of service %s is under way", svc.Key())
+		}
+		next.Held = cmp.Or(r.cmd.Author, "a user")
+	case SteerResume:
+		if !paused {
+			return spec.Conflictf("the update of service %s is not paused", svc.Key())
+		}
+		next.Held = ""
+		next.Rollout, next.Changed = r.index, r.now
+	case SteerRestart:
+		next.Restarts++
+		next.Held = ""
+		next.Rollout, next.Changed = r.index, r.now
+	default:
+		return spec.Invalidf("a service can be steered by pause, resume and restart, not by %q", c.Action)
+	}
+	next.Version = r.index
+	put(r, &r.services, next)
+	row := *head
+	row.Version = r.index
+	put(r, &r.stacks, row)
+	r.event(spec.Event{Kind: "service." + string(c.Action), Stack: c.Stack, Service: c.Service})
+	return nil
+}

@@ -1,0 +1,124 @@
+package spec
+
+import "time"
+
+// FailureAction is what happens when an update fails.
+type FailureAction string
+
+// The actions.
+const (
+	// FailureRollback takes the whole stack back to its last revision that
+	// completed.
+	FailureRollback FailureAction = "rollback"
+	// FailurePause leaves everything as it is until a person decides.
+	FailurePause FailureAction = "pause"
+	// FailureContinue goes on with the next tasks.
+	FailureContinue FailureAction = "continue"
+)
+
+// UpdateOrder says which of two tasks of a place comes first.
+type UpdateOrder string
+
+// The orders.
+const (
+	// StartFirst starts the new task and stops the old one when it is well.
+	StartFirst UpdateOrder = "start-first"
+	// StopFirst starts the new task when the old one is over.
+	StopFirst UpdateOrder = "stop-first"
+)
+
+// UpdateConfig says how the tasks of a service are replaced. It is no part of
+// the template: to change it restarts nothing. Zero values are the defaults.
+type UpdateConfig struct {
+	// Parallelism is how many tasks are replaced at a time; 0 is all of them, nil
+	// is one.
+	Parallelism *int `json:"parallelism,omitempty"`
+	// Delay between the end of a batch and the begin of the next.
+	Delay Duration `json:"delay,omitempty"`
+	// FailureAction is FailureRollback when empty, and FailurePause for a
+	// rollback, which cannot be rolled back.
+	FailureAction FailureAction `json:"failure_action,omitempty"`
+	// Monitor is how long a new task must have been ready before it is trusted. 0
+	// is DefaultMonitor for tasks without a health check, and no time at all for
+	// those with one.
+	Monitor Duration `json:"monitor,omitempty"`
+	// MaxFailureRatio is the share of the tasks that may fail, from 0 to 1.
+	MaxFailureRatio float64 `json:"max_failure_ratio,omitempty"`
+	// Order is StartFirst when empty, or StopFirst for a service whose tasks
+	// cannot be together (see ServiceSpec.Apart).
+	Order UpdateOrder `json:"order,omitempty"`
+}
+
+const (
+	// DefaultMonitor is UpdateConfig.Monitor of tasks without a health check.
+	DefaultMonitor = 5 * time.Second
+	// DefaultProgressDeadline is ServiceSpec.ProgressDeadline when that is 0.
+	DefaultProgressDeadline = 10 * time.Minute
+)
+
+// NeverTogether says why two tasks of one place of the service can never be together,
+// whatever its update policy says; empty when they can.
+func (s *ServiceSpec) NeverTogether() string {
+	if s.Template.Exclusive {
+		return "the service is exclusive"
+	}
+	for _, a := range s.Template.Networks {
+		if a.IP != "" || a.IP6 != "" {
+			return "the service has a fixed address"
+		}
+	}
+	return ""
+}
+
+// Apart says why the tasks of one place of the service are not together unless
+// its update policy asks for it; empty when they are.
+func (s *ServiceSpec) Apart() string {
+	if why := s.NeverTogether(); why != "" {
+		return why
+	}
+	if s.Template.NetworkMode == "host" {
+		return "the service uses the network of its node"
+	}
+	for _, p := range s.Ports {
+		if p.Mode == PublishHost {
+			return "the service has a port of its node"
+		}
+	}
+	for _, m := range s.Template.Mounts {
+		if m.Type == MountVolume && m.Source != "" {
+			return "the service has volume " + m.Source
+		}
+	}
+	return ""
+}
+
+func (c *checker) updates(at string, s *ServiceSpec) {
+	c.update(at+".update", &s.Update, FailureRollback, FailurePause, FailureContinue)
+	c.update(at+".rollback", &s.Rollback, FailurePause, FailureContinue)
+	c.notNegative(at+".progress_deadline", int64(s.ProgressDeadline))
+	for _, u := range []struct {
+		name   string
+		config *UpdateConfig
+	}{{".update", &s.Update}, {".rollback", &s.Rollback}} {
+		if why := s.NeverTogether(); why != "" && u.config.Order == StartFirst {
+			c.add(at+u.name+".order", "%s is not possible: %s", StartFirst, why)
+		}
+	}
+}
+
+func (c *checker) update(at string, u *UpdateConfig, actions ...FailureAction) {
+	if p := u.Parallelism; p != nil && (*p < 0 || *p > MaxReplicas) {
+		c.add(at+".parallelism", "must be from 0 to %d", MaxReplicas)
+	}
+	c.notNegative(at+".delay", int64(u.Delay))
+	c.notNegative(at+".monitor", int64(u.Monitor))
+	if u.FailureAction != "" {
+		oneOf(c, at+".failure_action", u.FailureAction, actions...)
+	}
+	if !(u.MaxFailureRatio >= 0 && u.MaxFailureRatio <= 1) {
+		c.add(at+".max_failure_ratio", "must be from 0 to 1")
+	}
+	if u.Order != "" {
+		oneOf(c, at+".order", u.Order, StartFirst, StopFirst)
+	}
+}
