@@ -353,9 +353,10 @@ func transient(err error) bool {
 func (w *worker) started(m memory, pid int) memory {
 	a := *m.Attempt
 	a.PID = pid
-	m.Status.Health = spec.HealthStarting
+	m.setHealth(spec.HealthStarting, a.Started)
 	if resolveCheck(w.tmpl.Health, imageHealth(m.Image)) == nil && !hooksLeft(w.tmpl, &a) {
-		m.Status.Health, a.GoodSince = spec.HealthNone, a.Started
+		m.setHealth(spec.HealthNone, a.Started)
+		a.GoodSince = a.Started
 	}
 	m.Attempt = &a
 	m.Status.Files = m.Files
@@ -534,7 +535,8 @@ func (w *worker) finish(ctx context.Context, in input) error {
 		m.OutcomeReason = "task " + string(m.Joins) + ", whose network it shares, ends"
 	}
 	m.Attempt, m.Sink, m.Volumes, m.Contents, m.Files, m.Status.Files = nil, nil, nil, nil, nil, nil
-	m.Status.PID, m.Status.Health, m.Status.NextStart = 0, "", time.Time{}
+	m.setHealth("", time.Time{})
+	m.Status.PID, m.Status.NextStart = 0, time.Time{}
 	m.Status.Reason = m.OutcomeReason
 	m.setState(m.Outcome, time.Now())
 	w.a.log.Info("task is over", "task", w.id, "state", string(m.Outcome), "reason", m.OutcomeReason)

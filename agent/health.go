@@ -123,7 +123,8 @@ func probed(m memory, c *spec.HealthCheck, r probeResult) memory {
 		return m
 	case r.ok:
 		m.Health.Passed, m.Health.Failures, m.Health.Output = true, 0, ""
-		m.Status.Health, m.Status.Reason = spec.HealthHealthy, ""
+		m.setHealth(spec.HealthHealthy, r.at)
+		m.Status.Reason = ""
 		if a.GoodSince.IsZero() {
 			a.GoodSince = r.at
 		}
@@ -136,7 +137,7 @@ func probed(m memory, c *spec.HealthCheck, r probeResult) memory {
 		m.Status.Reason = withOutput(fmt.Sprintf("health check failed %s", times(m.Health.Failures)), r.output)
 		if m.Health.Failures >= c.Retries {
 			a.Unhealthy = m.Status.Reason
-			m.Status.Health = spec.HealthUnhealthy
+			m.setHealth(spec.HealthUnhealthy, r.at)
 		}
 	}
 	m.Attempt = &a

@@ -37,12 +37,13 @@ func TestHealthCheck(t *testing.T) {
 		}
 		code.Store(0)
 		settle(5 * time.Second)
-		if s := n.status(); s.Health != spec.HealthHealthy || s.Reason != "" {
+		since := n.status().HealthySince
+		if s := n.status(); s.Health != spec.HealthHealthy || s.Reason != "" || since.IsZero() || time.Since(since) > 5*time.Second {
 			t.Errorf("after success: %+v", s)
 		}
 		code.Store(1)
 		settle(20 * time.Second) // two failures
-		if s := n.status(); s.Health != spec.HealthHealthy || s.Reason != "health check failed 2 times: connection refused" || s.PID == 0 {
+		if s := n.status(); s.Health != spec.HealthHealthy || s.Reason != "health check failed 2 times: connection refused" || s.PID == 0 || !s.HealthySince.Equal(since) {
 			t.Errorf("after two failures: %+v", s)
 		}
 		code.Store(0)
@@ -57,7 +58,7 @@ func TestHealthCheck(t *testing.T) {
 			t.Errorf("signals: %v", k)
 		}
 		settle(10 * time.Second)
-		if s := n.status(); s.Started != 2 || s.Health != spec.HealthStarting {
+		if s := n.status(); s.Started != 2 || s.Health != spec.HealthStarting || !s.HealthySince.IsZero() {
 			t.Errorf("the next attempt: %+v", s)
 		}
 	})

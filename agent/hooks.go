@@ -125,7 +125,8 @@ func (w *worker) takeHook(n *hookNews) {
 	default:
 		a.PostStarted = n.number + 1
 		if !hooksLeft(w.tmpl, &a) && resolveCheck(w.tmpl.Health, imageHealth(m.Image)) == nil {
-			m.Status.Health, a.GoodSince = spec.HealthNone, time.Now()
+			a.GoodSince = time.Now()
+			m.setHealth(spec.HealthNone, a.GoodSince)
 		}
 	}
 	w.commit(m)

@@ -91,6 +91,17 @@ func (m *memory) setState(s spec.TaskState, now time.Time) {
 	}
 }
 
+// setHealth changes what the health check says, as it is from at on.
+func (m *memory) setHealth(h spec.HealthState, at time.Time) {
+	switch {
+	case h != spec.HealthHealthy:
+		at = time.Time{}
+	case m.Status.Health == h && !m.Status.HealthySince.IsZero():
+		at = m.Status.HealthySince
+	}
+	m.Status.Health, m.Status.HealthySince = h, at
+}
+
 // graceOver reports whether a stop at a time, zero for none, was more than the
 // grace ago.
 func (m *memory) graceOver(at, now time.Time) bool {

@@ -97,7 +97,8 @@ func endAttempt(m memory, e ending, halted bool, p spec.Restart, now time.Time) 
 	case halted:
 		m.end(over, "")
 	case e.unleased: // no fault of the task: it goes on when there is a lease
-		m.Status.Reason, m.Status.Health = waitsForLease, spec.HealthStarting
+		m.Status.Reason = waitsForLease
+		m.setHealth(spec.HealthStarting, e.at)
 	case p.Condition == spec.RestartNone,
 		p.Condition == spec.RestartOnFailure && !e.failed():
 		m.end(over, onlyFailure(e, failure))
@@ -112,7 +113,7 @@ func endAttempt(m memory, e ending, halted bool, p spec.Restart, now time.Time) 
 		m.Status.NextStart = now.Add(wait)
 		m.Status.Reason = fmt.Sprintf("back-off %s after %s (attempt %d)", shortDuration(wait), failure, a.Number)
 		// A task that waits serves nobody, whether or not it has a check.
-		m.Status.Health = spec.HealthStarting
+		m.setHealth(spec.HealthStarting, e.at)
 	}
 	return m
 }

@@ -140,6 +140,10 @@ type TaskStatus struct {
 	// Since is when State was entered, by the clock of the writer.
 	Since  time.Time   `json:"since,omitzero"`
 	Health HealthState `json:"health,omitempty"`
+	// HealthySince is since when a health check has found the present attempt
+	// healthy, by the clock of the node; zero when it does not, and from nodes of
+	// older versions.
+	HealthySince time.Time `json:"healthy_since,omitzero"`
 	// Reason is one line for a person: why pending, what is being waited for,
 	// what failed. Empty when there is nothing to say.
 	Reason string `json:"reason,omitempty"`

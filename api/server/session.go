@@ -288,6 +288,11 @@ func (s *Server) sessionReport(w http.ResponseWriter, r *http.Request) error {
 			rep.Info.Subnets = ""
 		}
 	}
+	if s.Store.Snapshot().Format() < store.RolloutFormat {
+		for i := range rep.Tasks {
+			rep.Tasks[i].Status.HealthySince = time.Time{} // likewise
+		}
+	}
 	if _, err := s.propose(r.Context(), store.Command{Reports: &store.Reports{Reports: []spec.Report{rep}}}); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"testing"
+	"time"
 
 	"wherry.dev/api"
 	"wherry.dev/cluster/store"
@@ -40,14 +41,12 @@ func TestVIPsAreShown(t *testing.T) {
 	}
 }
 
-// TestInfoWaitsForFormat: a state that other managers must be able to read does
-// not take the MTU, nor the subnets, and the rest of the report is taken. The node is told when it
-// may tell it.
-func TestInfoWaitsForFormat(t *testing.T) {
+// oldWorld is a world whose state has an older format.
+func oldWorld(t *testing.T, format int) *world {
 	w := newWorld(t, func(c *Config) {
 		old := store.New()
 		for i, cmd := range []store.Command{
-			{Bootstrap: &store.Bootstrap{ClusterID: "c", Incarnation: 1, Format: store.MTUFormat - 1}},
+			{Bootstrap: &store.Bootstrap{ClusterID: "c", Incarnation: 1, Format: format}},
 			{PutNode: &store.PutNode{ID: testNode, Name: "host-1", Role: spec.RoleManager, Address: "127.0.0.1:4477"}},
 			{SetAuthority: &store.SetAuthority{Authority: spec.Authority{Signer: "a", Roots: []spec.Root{{Hash: "a", Certificate: "cert", Key: "secret"}}}}},
 		} {
@@ -64,6 +63,41 @@ func TestInfoWaitsForFormat(t *testing.T) {
 		}
 	})
 	w.index = 3
+	return w
+}
+
+// TestHealthySinceWaitsForFormat: likewise for since when a task is healthy.
+func TestHealthySinceWaitsForFormat(t *testing.T) {
+	w := oldWorld(t, store.RolloutFormat-1)
+	if _, err := w.client.PutStack(t.Context(), api.PutStack{Stack: nginx()}); err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	since := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	report := func() spec.TaskStatus {
+		t.Helper()
+		task := w.store.Snapshot().TasksOf("shop", "web")[0]
+		err := w.node.Report(t.Context(), spec.Report{Node: testNode, Tasks: []spec.TaskReport{{Task: task.ID,
+			Status: spec.TaskStatus{State: spec.TaskRunning, Health: spec.HealthHealthy, HealthySince: since}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.store.Snapshot().Task(task.ID).Status
+	}
+	if got := report(); got.State != spec.TaskRunning || !got.HealthySince.IsZero() {
+		t.Errorf("%+v", got)
+	}
+	w.must(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "c", Incarnation: 1, Format: store.Format}})
+	if got := report(); !got.HealthySince.Equal(since) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestInfoWaitsForFormat: a state that other managers must be able to read does
+// not take the MTU, nor the subnets, and the rest of the report is taken. The node is told when it
+// may tell it.
+func TestInfoWaitsForFormat(t *testing.T) {
+	w := oldWorld(t, store.MTUFormat-1)
 	report := func() spec.NodeInfo {
 		t.Helper()
 		if err := w.node.Report(t.Context(), spec.Report{Node: testNode, Info: &spec.NodeInfo{OS: "linux", Format: store.Format, MTU: 1450, Subnets: "10.0.0.0/16"}}); err != nil {

@@ -33,7 +33,7 @@ import (
 //	   secrets and configs: PutDatum, RemoveDatum, sealed contents, Stack.Secrets
 //	   and Configs and what uses them, TaskStatus.Files
 //	   rollouts: RollbackStack, SteerService; policies of updates in ServiceSpec;
-//	   what became of updates and of revisions of stacks
+//	   what became of updates and of revisions of stacks; TaskStatus.HealthySince
 const Format = 4
 
 const (
@@ -380,7 +380,10 @@ func (c *Command) NeedsFormat() int {
 		c.RollbackStack != nil, c.SteerService != nil,
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) || rollsOut(&p) }),
 		c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return newInTemplate(s) || hasPolicy(s) }),
-		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool { return r.Info != nil && r.Info.Subnets != "" }):
+		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool {
+			return r.Info != nil && r.Info.Subnets != "" ||
+				slices.ContainsFunc(r.Tasks, func(t spec.TaskReport) bool { return !t.Status.HealthySince.IsZero() })
+		}):
 		return 4
 	case c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return s.EndpointMode != "" }),
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return p.Service != nil && p.Service.VIPs != nil }),
