@@ -109,12 +109,7 @@ func Leftovers(s *store.Snapshot, node spec.NodeID, now time.Time) []Leftover {
 
 // look is the pass of a service that decides nothing.
 func (p *planner) look(svc *spec.Service) *pass {
-	s := &pass{planner: p, svc: svc, tmpl: &svc.Spec.Template}
-	s.nets = p.attachments(svc.Stack, s.tmpl)
-	s.mounts = p.volumeMounts(svc.Stack, s.tmpl)
-	s.class = p.classOf(svc, publishedPorts(svc), s.mounts)
-	s.sortTasks()
-	return s
+	return p.newPass(svc, publishedPorts(svc))
 }
 
 func (p *planner) leftover(s *pass, t *spec.Task) (pinned bool, reason string) {
@@ -138,7 +133,7 @@ func (p *planner) leftover(s *pass, t *spec.Task) (pinned bool, reason string) {
 	if room := s.roomWithout(pl, t); room != "" {
 		return true, "stays on drained node " + p.nodeName(t.Node) + ": " + s.whyPinned(t, room) + "; use --stop-pinned to stop it"
 	}
-	if s.failing() != nil {
+	if s.halted() || s.failing() != nil {
 		return false, "stays until the update of " + s.svc.Key() + " goes on or is taken back: " + s.svc.Update.Message
 	}
 	return false, "waits for its turn: the tasks of a service move one at a time"

@@ -21,6 +21,15 @@ type Seen struct {
 	// Down is for nodes that are down, Lost for tasks that are lost.
 	Down map[spec.NodeID]time.Time
 	Lost map[spec.TaskID]time.Time
+	// Stamps is for times that are written down in the progress of updates.
+	Stamps map[Stamp]time.Time
+}
+
+// Stamp is a time that the progress of the update of a service has, by what it
+// reads: the clock that it was read from may be another.
+type Stamp struct {
+	Service string // key
+	At      int64  // nanoseconds since 1970
 }
 
 // exclusive reports whether a task runs under a lease.

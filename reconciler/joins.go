@@ -304,7 +304,7 @@ func (s *pass) headMoves(pl *place) bool {
 		return false
 	}
 	head, svc := s.snap.Task(pl.live[0].Joins), s.byKey[headKey(s.svc)]
-	if head == nil || svc == nil || head.Revision == svc.Revision || s.updateOf(svc) == spec.UpdatePaused {
+	if head == nil || svc == nil || head.Revision == svc.Revision && head.Restarts == svc.Restarts || s.updateOf(svc) == spec.UpdatePaused {
 		return false
 	}
 	pl.blocked = "service " + svc.Name + ", whose network it shares, is updated first"

@@ -100,6 +100,8 @@ type Sightings struct {
 	since time.Duration
 	down  map[downNode]time.Duration
 	lost  map[spec.TaskID]time.Duration
+	// stamps of updates that are under way.
+	stamps map[Stamp]time.Duration
 }
 
 // downNode is one time that a node is down. A node that was ready meanwhile may
@@ -126,7 +128,18 @@ func (o *Sightings) Look(s *store.Snapshot, elapsed time.Duration) {
 			see(lost, o.lost, t.ID, elapsed)
 		}
 	}
-	o.down, o.lost = down, lost
+	stamps := map[Stamp]time.Duration{}
+	for _, svc := range s.Services() {
+		if svc.Update.State != spec.UpdateUpdating {
+			continue
+		}
+		for _, at := range []time.Time{svc.Update.Progress, svc.Update.Rests} {
+			if !at.IsZero() {
+				see(stamps, o.stamps, Stamp{svc.Key(), at.UnixNano()}, elapsed)
+			}
+		}
+	}
+	o.down, o.lost, o.stamps = down, lost, stamps
 }
 
 // see enters key with the time at which it was seen first.
@@ -141,12 +154,15 @@ func see[K comparable](into, old map[K]time.Duration, key K, elapsed time.Durati
 // At tells the sightings by the clock of now, whatever it has been set to.
 func (o *Sightings) At(now time.Time, elapsed time.Duration) Seen {
 	moment := func(d time.Duration) time.Time { return now.Round(0).Add(d - elapsed) }
-	seen := Seen{Since: moment(o.since), Down: map[spec.NodeID]time.Time{}, Lost: map[spec.TaskID]time.Time{}}
+	seen := Seen{Since: moment(o.since), Down: map[spec.NodeID]time.Time{}, Lost: map[spec.TaskID]time.Time{}, Stamps: map[Stamp]time.Time{}}
 	for n, d := range o.down {
 		seen.Down[n.id] = moment(d)
 	}
 	for t, d := range o.lost {
 		seen.Lost[t] = moment(d)
+	}
+	for s, d := range o.stamps {
+		seen.Stamps[s] = moment(d)
 	}
 	return seen
 }

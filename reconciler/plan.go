@@ -19,7 +19,8 @@ const maxPart = 400
 // Plan returns what has to change so that the tasks become what users
 // declared, as far as it can be decided now. It is a pure function: the same
 // snapshot and time give the same bytes. After the plan was applied, Plan of
-// the new state is empty unless something happened in between or Next has come.
+// the new state is empty unless something happened in between, Next has come, or
+// a stack went back, which is as if a user had declared it anew.
 func Plan(s *store.Snapshot, now time.Time) spec.Plan { return PlanSince(s, now, time.Time{}) }
 
 // PlanSince is Plan for a leader that leads since the given time by the clock
@@ -68,6 +69,12 @@ type planner struct {
 	// removes: what only they used can go in the same plan.
 	// ended are all that it wants no longer.
 	over, reaped, ended map[spec.TaskID]bool
+	// ports of services, by their keys, those of this plan included.
+	ports map[string][]spec.Port
+	// updates are those of services as this plan leaves them, by their keys;
+	// rollbacks are of stacks that are to go back.
+	updates   map[string]spec.UpdateStatus
+	rollbacks map[string]*spec.StackRollback
 	// eager starts all replacements of an update at once and never waits for
 	// readiness. Only previews do, which want to see the whole update.
 	eager bool
@@ -92,6 +99,8 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 		over:      map[spec.TaskID]bool{},
 		reaped:    map[spec.TaskID]bool{},
 		ended:     map[spec.TaskID]bool{},
+		updates:   map[string]spec.UpdateStatus{},
+		rollbacks: map[string]*spec.StackRollback{},
 	}
 	for _, svc := range p.services {
 		if svc.Spec.Template.Joins() != "" {
@@ -123,15 +132,16 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 // run makes the passes in order.
 func (p *planner) run() spec.Plan {
 	p.numberNetworks()
-	ports := p.choosePorts()
+	p.ports = p.choosePorts()
 	for _, svc := range p.inOrder() {
-		p.service(svc, ports[svc.Key()])
+		p.service(svc, p.ports[svc.Key()])
 	}
 	p.settleVIPs()
 	p.endGoneServices()
 	p.reapNetworks()
 	p.reapRevisions()
 	p.reapContents()
+	p.settleStacks()
 	return p.plan
 }
 
@@ -214,7 +224,8 @@ func partKey(svc *spec.Service) string { return "service " + svc.Key() }
 func partEmpty(p *spec.Part) bool {
 	return len(p.Networks) == 0 && len(p.Volumes) == 0 && len(p.Homes) == 0 && len(p.Create) == 0 &&
 		len(p.Change) == 0 && len(p.Remove) == 0 && p.Service == nil && len(p.RemoveNetworks) == 0 &&
-		len(p.RemoveVolumes) == 0 && len(p.RemoveRevisions) == 0 && len(p.RemoveContents) == 0
+		len(p.RemoveVolumes) == 0 && len(p.RemoveRevisions) == 0 && len(p.RemoveContents) == 0 &&
+		p.Stack == nil && p.Rollback == nil
 }
 
 // read notes that a part stands on an object at a version, unless an earlier

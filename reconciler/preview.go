@@ -28,7 +28,7 @@ type Preview struct {
 const maxRounds = 100
 
 // NewPreview returns what would become of a command that writes a stack
-// (PutStack, RemoveStack or ScaleService): it applies the command to a private
+// (PutStack, RemoveStack, RollbackStack or ScaleService): it applies the command to a private
 // copy of the store, which itself does not change, and lets the passes go on
 // until nothing is left to do, on nodes on which every task starts and stops
 // at once. The error is the one that the command itself would get.
@@ -42,6 +42,8 @@ func NewPreview(s *store.Store, c store.Command, now time.Time) (Preview, error)
 		v.stack = c.RemoveStack.Name
 	case c.ScaleService != nil:
 		v.stack = c.ScaleService.Stack
+	case c.RollbackStack != nil:
+		v.stack = c.RollbackStack.Stack
 	default:
 		return Preview{}, spec.Invalidf("a preview is made of commands that write a stack, not of %q", c.Kind())
 	}

@@ -101,6 +101,9 @@ func (s *pass) outdated(t *spec.Task) string {
 	if t.Revision != s.svc.Revision {
 		return s.whyRevision(t)
 	}
+	if t.Restarts != s.svc.Restarts {
+		return "the service is restarted"
+	}
 	if t.Status.State == spec.TaskPending {
 		return ""
 	}
@@ -108,6 +111,12 @@ func (s *pass) outdated(t *spec.Task) string {
 		return "node " + s.nodeName(t.Node) + " does not fit the service any more"
 	}
 	return cmp.Or(s.misaddressed(t), s.misbound(t))
+}
+
+// isNewest reports whether a task was made for what the service runs now, and
+// since its last restart.
+func (s *pass) isNewest(t *spec.Task) bool {
+	return t.Revision == s.svc.Revision && t.Restarts == s.svc.Restarts
 }
 
 // whyRevision names the field that people look at first.
@@ -180,11 +189,11 @@ func (s *pass) fill(pl *place) *spec.Task {
 func (s *pass) create(pl *place) *spec.Task {
 	t := &spec.Task{
 		Stack: s.svc.Stack, Service: s.svc.Name, Slot: pl.slot, Node: pl.node,
-		Revision: s.svc.Revision, Desired: spec.DesiredRunning,
+		Revision: s.svc.Revision, Restarts: s.svc.Restarts, Desired: spec.DesiredRunning,
 		Status: spec.TaskStatus{State: spec.TaskPending, Since: s.now},
 	}
 	why := ""
-	if l := newest(pl.over); l != nil && l.Revision == s.svc.Revision {
+	if l := newest(pl.over); l != nil && s.isNewest(l) {
 		if d := backoff(l, s.tmpl.Restart); d > 0 {
 			t.NotBefore = s.now.Add(d).Round(0)
 			why = "replaces task " + string(l.ID) + ", which ended: " + ending(l)
@@ -287,8 +296,13 @@ func (s *pass) stopFirst(old *spec.Task) bool { return s.sharesHead(old) || s.ap
 
 // apart is stopFirst for tasks that are in no network together.
 func (s *pass) apart(old *spec.Task) bool {
-	if s.tmpl.Exclusive || s.exclusive(old) || s.tmpl.NetworkMode == "host" || len(s.class.Ports) > 0 || s.tmpl.FixedAddress() != "" ||
-		slices.ContainsFunc(s.mounts, func(m volumeMount) bool { return !m.anonymous }) {
+	if s.svc.Spec.NeverTogether() != "" || s.exclusive(old) {
+		return true
+	}
+	if s.policy.order != "" {
+		return s.policy.order == spec.StopFirst
+	}
+	if s.svc.Spec.Apart() != "" {
 		return true
 	}
 	if tmpl := s.template(old.Revision); tmpl != nil && tmpl.NetworkMode == "host" {
@@ -305,8 +319,8 @@ func (s *pass) apart(old *spec.Task) bool {
 // for no other.
 func (s *pass) settled(pl *place) bool {
 	t := newest(pl.over)
-	if t == nil || t.Revision != s.svc.Revision || t.Status.Started == 0 && t.Status.State != spec.TaskComplete {
-		return false // of another revision, or has never run
+	if t == nil || !s.isNewest(t) || t.Status.Started == 0 && t.Status.State != spec.TaskComplete {
+		return false // of another revision, before a restart, or has never run
 	}
 	if l := newest(pl.live); l != nil && compareIDs(string(l.ID), string(t.ID)) > 0 {
 		return false // the revision has come back since
@@ -324,8 +338,9 @@ func (s *pass) settled(pl *place) bool {
 	return last != nil
 }
 
-// update replaces tasks that are outdated or on drained nodes, one place at a
-// time, and goes on to the next only when the last replacement is steady.
+// update replaces tasks that are outdated or on drained nodes, in batches as the
+// policy says, and begins the next only when every replacement of the last is
+// steady. Drained nodes alone are left one task at a time.
 func (s *pass) update() {
 	var todo, others []*place
 	for _, pl := range s.places {
@@ -336,54 +351,87 @@ func (s *pass) update() {
 			todo = append(todo, pl)
 		}
 	}
-	if s.eager {
-		others = nil // none is waited for
+	if s.halted() {
+		return
 	}
 	// A task that does not serve is replaced first: that costs nothing.
 	slices.SortStableFunc(todo, func(a, b *place) int {
 		return cmp.Compare(b2i(s.serves(a.live[0])), b2i(s.serves(b.live[0])))
 	})
-	for len(todo) > 0 && s.failing() == nil {
-		may := s.mayGo(todo, others)
+	batch := 0
+	for len(todo) > 0 {
+		may, size := s.mayGo(todo, others)
+		if batch >= size || batch == 0 && !s.rested() {
+			break
+		}
+		if s.full() {
+			s.wake(s.now)
+			break
+		}
 		i := slices.IndexFunc(may, s.replace)
 		if i < 0 {
-			return
+			break
 		}
 		begun := may[i]
 		todo = slices.DeleteFunc(todo, func(pl *place) bool { return pl == begun })
-		if s.eager {
-			continue
+		// One that waits for a node, or fails anyway, takes nobody's turn.
+		if failed, _ := s.lost(begun); s.eager || s.busy(begun) && failed == 0 {
+			batch++
+		} else {
+			others = append(others, begun)
 		}
-		others = append(others, begun)
-		for _, pl := range todo {
-			pl.blocked = "" // something is under way
-		}
+	}
+	if batch == 0 {
+		return
+	}
+	s.noteBatch()
+	for _, pl := range todo {
+		pl.blocked = "" // something is under way
 	}
 }
 
 // mayGo returns the places of todo that may begin, as long as there is something
-// under way at others.
-func (s *pass) mayGo(todo, others []*place) []*place {
-	if !slices.ContainsFunc(others, s.busy) {
-		return todo
+// under way at others, and how many of them at the same time.
+func (s *pass) mayGo(todo, others []*place) (may []*place, size int) {
+	if s.eager || s.updating && s.policy.parallelism == 0 {
+		return todo, len(s.places)
 	}
 	// A place that fails anyway must not keep a node from being emptied, as
-	// long as what leaves it goes on until its replacement is well.
-	if slices.ContainsFunc(others, func(pl *place) bool { n, _ := s.lost(pl); return n == 0 && s.busy(pl) }) {
-		return nil
+	// long as what leaves it goes on until its replacement is well. Nor does one
+	// hold up an update that may go on.
+	failing := false
+	for _, pl := range others {
+		if !s.busy(pl) {
+			continue
+		}
+		if n, _ := s.lost(pl); n == 0 {
+			return nil, 0
+		}
+		failing = true
 	}
-	var may []*place
+	size = 1
+	if s.updating {
+		size = s.policy.parallelism
+	}
+	if !failing || s.updating {
+		return todo, size
+	}
 	for _, pl := range todo {
 		if s.outdated(pl.live[0]) == "" && !s.stopFirst(pl.live[0]) {
 			may = append(may, pl)
 		}
 	}
-	return may
+	return may, size
 }
 
-// replaceable reports whether all that a place has is one task that must go.
+// replaceable reports whether all that a place has is one task that must go, and
+// its replacement has not used up what it was allowed to try.
 func (s *pass) replaceable(pl *place) bool {
-	return len(pl.live) == 1 && len(pl.ending) == 0 && pl.fresh == nil && s.unfit(pl.live[0]) != "" && !s.headMoves(pl)
+	if len(pl.live) != 1 || len(pl.ending) > 0 || pl.fresh != nil || s.unfit(pl.live[0]) == "" || s.headMoves(pl) {
+		return false
+	}
+	failed, _ := s.lost(pl)
+	return failed == 0 || !s.settled(pl)
 }
 
 func b2i(b bool) int {

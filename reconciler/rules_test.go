@@ -134,7 +134,7 @@ func TestHistoryIsBounded(t *testing.T) {
 	var last time.Duration
 	for i := range 30 {
 		p := c.plan()
-		if !p.Next.IsZero() {
+		if !p.Next.IsZero() && i > 0 {
 			if wait := p.Next.Sub(c.now); wait > 360*time.Second || i < 9 && wait < last {
 				t.Errorf("failure %d: the wait goes from %v to %v", i, last, wait)
 			} else {

@@ -20,8 +20,12 @@ type pass struct {
 	part   spec.Part
 	// places that the service ought to fill or whose tasks may stay, in order.
 	places []*place
-	// updating: an update is under way, or tasks of another revision were met.
+	// updating: an update is under way or paused. up is its status as this plan
+	// leaves it, failure why it has failed; policy is what it goes by.
 	updating bool
+	up       spec.UpdateStatus
+	failure  *failure
+	policy   policy
 	// made counts the tasks that are to be created.
 	made int
 }
@@ -45,15 +49,22 @@ type place struct {
 	blocked string
 }
 
-// service makes the part of one service.
-func (p *planner) service(svc *spec.Service, ports []spec.Port) {
+// newPass looks at a service that has the given published ports.
+func (p *planner) newPass(svc *spec.Service, ports []spec.Port) *pass {
 	s := &pass{planner: p, svc: svc, tmpl: &svc.Spec.Template}
 	s.part = newPart(svc)
 	s.nets = p.attachments(svc.Stack, s.tmpl)
 	s.mounts = p.volumeMounts(svc.Stack, s.tmpl)
 	s.class = p.classOf(svc, ports, s.mounts)
-	s.settlePorts(ports)
 	s.sortTasks()
+	s.beginUpdate()
+	return s
+}
+
+// service makes the part of one service.
+func (p *planner) service(svc *spec.Service, ports []spec.Port) {
+	s := p.newPass(svc, ports)
+	s.settlePorts(ports)
 	for _, pl := range s.places {
 		s.settle(pl)
 	}
@@ -67,6 +78,7 @@ func (p *planner) service(svc *spec.Service, ports []spec.Port) {
 		}
 	}
 	s.placeAll(ready)
+	s.judgeUpdate()
 	s.update()
 	for _, pl := range s.places {
 		s.trimHistory(pl)
@@ -109,7 +121,6 @@ func (s *pass) sortTasks() {
 			add(&place{name: strconv.Itoa(i), slot: i, fillable: true})
 		}
 	}
-	s.updating = s.svc.Update.State == spec.UpdateUpdating || s.svc.Update.State == spec.UpdatePaused
 	for _, t := range s.tasks[s.svc.Key()] {
 		pl := index[t.Place()]
 		if pl != nil && (t.Slot > 0) != (pl.slot > 0) {
@@ -127,7 +138,6 @@ func (s *pass) sortTasks() {
 			s.end(nil, t, spec.DesiredRemoved, s.whyNoPlace(t))
 		case t.Desired == spec.DesiredRunning:
 			pl.live = append(pl.live, t)
-			s.updating = s.updating || t.Revision != s.svc.Revision
 		default:
 			pl.ending = append(pl.ending, t)
 		}

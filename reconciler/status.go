@@ -2,7 +2,6 @@ package reconciler
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -103,12 +102,8 @@ const (
 )
 
 func (p *planner) status(svc *spec.Service) ServiceStatus {
-	s := &pass{planner: p, svc: svc, tmpl: &svc.Spec.Template}
-	s.nets = p.attachments(svc.Stack, s.tmpl)
-	s.mounts = p.volumeMounts(svc.Stack, s.tmpl)
 	ports := publishedPorts(svc)
-	s.class = p.classOf(svc, ports, s.mounts)
-	s.sortTasks()
+	s := p.newPass(svc, ports)
 	out := ServiceStatus{
 		ID: svc.ID, Name: svc.Name, Stack: svc.Stack, Mode: svc.Spec.Mode, Image: s.tmpl.Image,
 		Update: svc.Update, Ports: ports, VIPs: svc.VIPs,
@@ -120,7 +115,7 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 		}
 		out.Desired++
 		for _, t := range pl.live {
-			if t.Revision == svc.Revision && s.serves(t) {
+			if s.isNewest(t) && s.serves(t) {
 				out.Running++
 				break
 			}
@@ -143,13 +138,20 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 	}
 	out.State = [...]string{StateRunning, StateUpdating, StateDegraded, StateFailed}[worst.rank]
 	out.Message = worst.message
-	switch svc.Update.State {
+	switch s.up.State {
 	case spec.UpdateUpdating:
 		out.State = worse(out.State, StateUpdating)
-		out.Message = cmp.Or(out.Message, svc.Update.Message)
+		out.Message = cmp.Or(out.Message, s.up.Message)
 	case spec.UpdatePaused:
 		out.State = worse(out.State, StateDegraded)
-		out.Message = "update paused: " + cmp.Or(svc.Update.Message, out.Message)
+		what := "update"
+		switch {
+		case s.up.Rollback != 0:
+			what = "rollback"
+		case s.up.From == "" && s.rollouts():
+			what = "deployment"
+		}
+		out.Message = what + " paused: " + cmp.Or(s.up.Message, out.Message)
 	}
 	if svc.Spec.Mode == spec.Global && out.Desired == 0 {
 		out.State, out.Message = worse(out.State, StateDegraded), cmp.Or(out.Message, "no node fits: "+s.whyNoNode())
@@ -206,9 +208,9 @@ func (s *pass) trouble(pl *place) trouble {
 		}
 		return trouble{progressing, name + ": waits to be created"}
 	}
-	t := last(pl.live, func(t *spec.Task) bool { return t.Revision == s.svc.Revision })
+	t := last(pl.live, s.isNewest)
 	if t == nil {
-		if s.svc.Update.State == spec.UpdatePaused {
+		if s.up.State == spec.UpdatePaused {
 			return trouble{} // the update says why
 		}
 		return trouble{progressing, name + ": waits to be replaced by the current revision"}
@@ -235,7 +237,10 @@ func (s *pass) trouble(pl *place) trouble {
 // probation judges a task that serves and is not trusted yet. One that stands
 // in for a failure is less than was declared; any other is on its way.
 func (s *pass) probation(pl *place, name string, t *spec.Task) trouble {
-	must := fmt.Sprintf("must last %d s", Monitor/time.Second)
+	must := "must last " + spaced(s.policy.monitor)
+	if t.Status.Health == spec.HealthHealthy {
+		must = "must be healthy for " + spaced(s.policy.checked)
+	}
 	if len(t.Status.Attempts) > 0 {
 		return trouble{impaired, name + ": " + ending(t) + "; it runs again and " + must}
 	}

@@ -11,20 +11,31 @@ import (
 )
 
 // Monitor is how long a task without health check must have run before it is
-// trusted: before the next task of an update is replaced, before the task that
-// it stands in for is stopped, and before its service counts as running. A
-// health check takes its place. Traffic does not wait for it.
-const Monitor = 5 * time.Second
+// trusted, unless its service says otherwise: before the next task of an update
+// is replaced, before the task that it stands in for is stopped, and before its
+// service counts as running. A health check takes its place. Traffic does not
+// wait for it.
+const Monitor = spec.DefaultMonitor
 
 // steady reports whether a task serves and is trusted to go on: its health
-// check says so, or its present attempt has run for Monitor. It keeps an
-// update from rolling a crash loop over all places, since each new attempt
-// looks ready for a moment.
+// check says so, and has for as long as the service asks, or its present attempt
+// has run for Monitor. It keeps an update from rolling a crash loop over all
+// places, since each new attempt looks ready for a moment.
 func (s *pass) steady(t *spec.Task) bool {
-	if !s.serves(t) || t.Status.Health == spec.HealthHealthy {
-		return s.serves(t)
+	if !s.serves(t) {
+		return false
 	}
-	at := s.begun(t).Add(Monitor)
+	at := s.begun(t).Add(s.policy.monitor)
+	if t.Status.Health == spec.HealthHealthy {
+		if s.policy.checked == 0 {
+			return true
+		}
+		at = s.begun(t)
+		if !t.Status.HealthySince.IsZero() {
+			at = t.Status.HealthySince
+		}
+		at = at.Add(s.policy.checked)
+	}
 	if s.now.Before(at) {
 		s.wake(at)
 		return false
@@ -93,7 +104,7 @@ func (s *pass) lost(pl *place) (n int, t *spec.Task) {
 	tasks := slices.Concat(pl.over, pl.live)
 	slices.SortStableFunc(tasks, func(a, b *spec.Task) int { return compareIDs(string(a.ID), string(b.ID)) })
 	for _, x := range slices.Backward(tasks) {
-		if x.Revision != s.svc.Revision || s.steady(x) {
+		if !s.isNewest(x) || s.steady(x) {
 			break
 		}
 		if x.Status.State == spec.TaskRejected && !x.Created.Before(s.svc.Changed) {
@@ -162,7 +173,7 @@ func (s *pass) gaveUp(pl *place) (restarts int, t *spec.Task) {
 // exhausted reports whether a task of the current revision ended by itself
 // although its policy asks for restarts, since the user changed the service.
 func (s *pass) exhausted(t *spec.Task) bool {
-	if t.Revision != s.svc.Revision || t.Status.Since.Before(s.svc.Changed) || len(t.Status.Attempts) == 0 {
+	if !s.isNewest(t) || t.Status.Since.Before(s.svc.Changed) || len(t.Status.Attempts) == 0 {
 		return false
 	}
 	switch s.tmpl.Restart.Condition {

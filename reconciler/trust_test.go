@@ -20,9 +20,10 @@ func trial(t *testing.T, replicas int, restart string) *cluster {
 	return c
 }
 
-// version declares a revision of the service of a trial.
+// version declares a revision of the service of a trial. An update that fails
+// pauses, so that what made it fail can be looked at.
 func (c *cluster) version(n, replicas int, restart string) {
-	c.files["s"] = fmt.Appendf(nil, `{"name": "shop", "services": {"web": {"mode": "replicated", "replicas": %d, "template": {"image": "web:%d", "restart": %s,
+	c.files["s"] = fmt.Appendf(nil, `{"name": "shop", "services": {"web": {"mode": "replicated", "replicas": %d, "update": {"failure_action": "pause"}, "template": {"image": "web:%d", "restart": %s,
 		"mounts": [{"type": "volume", "target": "/cache"}]}}}}`, replicas, n, restart)
 	c.do("put s")
 }
@@ -78,6 +79,7 @@ func TestFirstDeploy(t *testing.T) {
 	c.pass(3 * time.Second)
 	c.expect(StateUpdating, "shop.web.2 runs; it must last 5 s")
 	c.pass(2 * time.Second)
+	c.plan()
 	c.expect(StateRunning, "")
 	// After days one of them ends, and is started again at once.
 	c.pass(72 * time.Hour)
@@ -116,11 +118,20 @@ func TestSteady(t *testing.T) {
 		name    string
 		status  spec.TaskStatus
 		restart spec.Restart
+		update  spec.UpdateConfig
 		wait    float64 // seconds until it is steady
 	}{
 		{name: "new", status: spec.TaskStatus{Since: now}, wait: 5},
 		{name: "four seconds", status: spec.TaskStatus{Since: ago(4)}, wait: 1},
 		{name: "long", status: spec.TaskStatus{Since: ago(5)}},
+		{name: "longer monitor", update: spec.UpdateConfig{Monitor: spec.Duration(time.Minute)}, status: spec.TaskStatus{Since: ago(20)}, wait: 40},
+		{name: "shorter monitor", update: spec.UpdateConfig{Monitor: spec.Duration(time.Second)}, status: spec.TaskStatus{Since: ago(1)}},
+		{name: "healthy for long enough", update: spec.UpdateConfig{Monitor: spec.Duration(time.Minute)},
+			status: spec.TaskStatus{Since: ago(900), Health: spec.HealthHealthy, HealthySince: ago(60)}},
+		{name: "healthy since a moment ago", update: spec.UpdateConfig{Monitor: spec.Duration(time.Minute)},
+			status: spec.TaskStatus{Since: ago(900), Health: spec.HealthHealthy, HealthySince: ago(59)}, wait: 1},
+		{name: "healthy on a node that does not tell since when", update: spec.UpdateConfig{Monitor: spec.Duration(time.Minute)},
+			status: spec.TaskStatus{Since: ago(58), Health: spec.HealthHealthy}, wait: 2},
 		{name: "healthy", status: spec.TaskStatus{Since: now, Health: spec.HealthHealthy}},
 		{name: "restarted at once", status: spec.TaskStatus{Since: ago(900), Attempts: []spec.Attempt{end(900, 2)}}, wait: 3},
 		{name: "restarted long ago", status: spec.TaskStatus{Since: ago(900), Attempts: []spec.Attempt{end(900, 600)}}},
@@ -135,7 +146,7 @@ func TestSteady(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPlanner(newCluster(t).store.Snapshot(), now)
 			p.nodes["n"] = &spec.Node{ID: "n", State: spec.NodeReady}
-			s := &pass{planner: p, svc: &spec.Service{}, tmpl: &spec.Template{Restart: tt.restart}}
+			s := &pass{planner: p, svc: &spec.Service{}, tmpl: &spec.Template{Restart: tt.restart}, policy: policyOf(&spec.ServiceSpec{Update: tt.update}, false)}
 			tt.status.State = spec.TaskRunning
 			task := &spec.Task{Node: "n", Desired: spec.DesiredRunning, Status: tt.status}
 			if got := s.steady(task); got != (tt.wait == 0) {
@@ -251,11 +262,11 @@ func TestMaxAttempts(t *testing.T) {
 		again         bool // the place is filled anew
 		message       string
 	}{
-		{"used up", `{"condition": "on-failure", "max_attempts": 2}`, spec.TaskFailed, []int{7, 7, 7}, false, "shop.web.1: gave up after 2 restarts: exit 7: bye"},
-		{"one", `{"condition": "on-failure", "max_attempts": 1}`, spec.TaskFailed, []int{7, 7}, false, "shop.web.1: gave up after 1 restart: exit 7: bye"},
-		{"any", `{"condition": "any", "max_attempts": 2}`, spec.TaskFailed, []int{0, 7, 7}, false, "shop.web.1: gave up after 2 restarts: exit 7: bye"},
-		{"any that ends well", `{"condition": "any", "max_attempts": 2}`, spec.TaskComplete, []int{0, 0, 0}, false, "shop.web.1: gave up after 2 restarts: exit 0: bye"},
-		{"seven", `{"condition": "any", "max_attempts": 6}`, spec.TaskFailed, []int{0, 0, 0, 7, 7, 7, 7}, false, "shop.web.1: gave up after 6 restarts: exit 7: bye"},
+		{"used up", `{"condition": "on-failure", "max_attempts": 2}`, spec.TaskFailed, []int{7, 7, 7}, false, "deployment paused: task shop.web.1 gave up after 2 restarts: exit 7: bye"},
+		{"one", `{"condition": "on-failure", "max_attempts": 1}`, spec.TaskFailed, []int{7, 7}, false, "deployment paused: task shop.web.1 gave up after 1 restart: exit 7: bye"},
+		{"any", `{"condition": "any", "max_attempts": 2}`, spec.TaskFailed, []int{0, 7, 7}, false, "deployment paused: task shop.web.1 gave up after 2 restarts: exit 7: bye"},
+		{"any that ends well", `{"condition": "any", "max_attempts": 2}`, spec.TaskComplete, []int{0, 0, 0}, false, "deployment paused: task shop.web.1 gave up after 2 restarts: exit 0: bye"},
+		{"seven", `{"condition": "any", "max_attempts": 6}`, spec.TaskFailed, []int{0, 0, 0, 7, 7, 7, 7}, false, "deployment paused: task shop.web.1 gave up after 6 restarts: exit 7: bye"},
 		{"five in five minutes of ten", `{"condition": "on-failure", "max_attempts": 10}`, spec.TaskFailed, []int{7, 7, 7, 7, 7}, true, ""},
 		{"five in five minutes without a limit", `{"condition": "on-failure"}`, spec.TaskFailed, []int{7, 7, 7, 7, 7}, true, ""},
 		{"done", `{"condition": "on-failure", "max_attempts": 2}`, spec.TaskComplete, []int{7, 0}, false, ""},
@@ -273,6 +284,7 @@ func TestMaxAttempts(t *testing.T) {
 			case tt.message != "":
 				c.expect(StateFailed, tt.message)
 			case !tt.again:
+				c.plan()
 				c.expect(StateRunning, "")
 			}
 			if tt.again {
@@ -293,13 +305,13 @@ func TestMaxAttemptsOfSeveralTasks(t *testing.T) {
 	for range 4 {
 		c.attempts("shop.web.1", spec.TaskFailed, 7, 7, 7, 7, 7)
 		c.plan()
-		c.pass(time.Hour)
+		c.pass(time.Minute)
 		c.plan()
 	}
 	if n := len(c.store.Snapshot().Tasks()); n != 2 {
 		t.Errorf("%d tasks were made, want 2", n)
 	}
-	c.expect(StateFailed, "shop.web.1: gave up after 9 restarts: exit 7: bye")
+	c.expect(StateFailed, "deployment paused: task shop.web.1 gave up after 9 restarts: exit 7: bye")
 	c.do("scale shop web 2")
 	c.settle()
 	c.pass(time.Minute) // its back-off goes on

@@ -23,7 +23,7 @@ type view struct {
 	nodes     map[spec.NodeID]*spec.Node
 	volumes   map[string]*spec.Volume            // by cluster-wide name
 	networks  map[string]*spec.Network           // by cluster-wide name, as far as asked for
-	stacks    map[string]*spec.Stack             // newest revision, by name, as far as asked for
+	heads     map[string]*spec.StackRevision     // newest revisions of stacks, by name, as far as asked for
 	templates map[spec.RevisionID]*spec.Template // as far as asked for
 }
 
@@ -49,7 +49,7 @@ func newView(s *store.Snapshot, now time.Time) *view {
 func newGlance(s *store.Snapshot) *view {
 	v := &view{
 		snap: s, nodeList: s.Nodes(), nodes: map[spec.NodeID]*spec.Node{},
-		networks: map[string]*spec.Network{}, stacks: map[string]*spec.Stack{},
+		networks: map[string]*spec.Network{}, heads: map[string]*spec.StackRevision{},
 		templates: map[spec.RevisionID]*spec.Template{},
 	}
 	for _, x := range v.nodeList {
@@ -68,19 +68,25 @@ func (v *view) network(name string) *spec.Network {
 	return n
 }
 
-// stack returns the newest revision of a stack; nil when there is none.
+// stack returns what a stack declares; nil when there is none.
 func (v *view) stack(name string) *spec.Stack {
-	s, ok := v.stacks[name]
+	if r := v.head(name); r != nil {
+		return &r.Spec
+	}
+	return nil
+}
+
+// head returns the newest revision of a stack; nil when there is none.
+func (v *view) head(name string) *spec.StackRevision {
+	r, ok := v.heads[name]
 	if ok {
-		return s
+		return r
 	}
 	if row := v.snap.Stack(name); row != nil {
-		if r := v.snap.StackRevision(name, row.Revision); r != nil {
-			s = &r.Spec
-		}
+		r = v.snap.StackRevision(name, row.Revision)
 	}
-	v.stacks[name] = s
-	return s
+	v.heads[name] = r
+	return r
 }
 
 func serviceKey(t *spec.Task) string { return spec.ServiceKey(t.Stack, t.Service) }

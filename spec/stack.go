@@ -286,6 +286,7 @@ const (
 	RevisionUpdating   RevisionState = ""
 	RevisionCompleted  RevisionState = "completed"
 	RevisionPaused     RevisionState = "paused"      // an update of it waits for a person
+	RevisionFailed     RevisionState = "failed"      // an update of it went on although more tasks failed than may
 	RevisionRolledBack RevisionState = "rolled_back" // an update of it failed, and the stack went back
 	RevisionSuperseded RevisionState = "superseded"  // another revision came before its end
 )
@@ -366,6 +367,8 @@ type UpdateStatus struct {
 	Rollback uint64 `json:"rollback,omitempty"`
 	// Log has the last lines of output of the task that made it fail.
 	Log string `json:"log,omitempty"`
+	// Failed counts the places at which it failed when it ended.
+	Failed int `json:"failed,omitempty"`
 	// Done is the largest number of places that were done, as written down at
 	// Progress, which is also when the update began or a batch did.
 	Done     int       `json:"done,omitempty"`

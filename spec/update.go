@@ -62,10 +62,8 @@ func (s *ServiceSpec) NeverTogether() string {
 	if s.Template.Exclusive {
 		return "the service is exclusive"
 	}
-	for _, a := range s.Template.Networks {
-		if a.IP != "" || a.IP6 != "" {
-			return "the service has a fixed address"
-		}
+	if ip := s.Template.FixedAddress(); ip != "" {
+		return "the service has the fixed address " + ip
 	}
 	return ""
 }

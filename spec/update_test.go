@@ -30,7 +30,7 @@ func TestValidateUpdates(t *testing.T) {
 		{"services.web.update.order: start-first is not possible: the service is exclusive", func(s *ServiceSpec) {
 			s.Template.Exclusive, s.Update.Order = true, StartFirst
 		}},
-		{"services.web.rollback.order: start-first is not possible: the service has a fixed address", func(s *ServiceSpec) {
+		{"services.web.rollback.order: start-first is not possible: the service has the fixed address 10.0.0.9", func(s *ServiceSpec) {
 			s.Template.Networks[0].IP, s.Rollback.Order = "10.0.0.9", StartFirst
 		}},
 		{"services.web.progress_deadline:", func(s *ServiceSpec) { s.ProgressDeadline = -1 }},
@@ -58,7 +58,7 @@ func TestApart(t *testing.T) {
 		{"the service has volume data", func(s *ServiceSpec) { s.Template.Mounts = []Mount{{Type: MountVolume, Source: "data"}} }},
 		{"the service has a port of its node", func(s *ServiceSpec) { s.Ports = []Port{{Target: 80, Mode: PublishHost}} }},
 		{"the service uses the network of its node", func(s *ServiceSpec) { s.Template.NetworkMode = "host" }},
-		{"the service has a fixed address", func(s *ServiceSpec) { s.Template.Networks = []Attachment{{Network: "n", IP6: "fd00::9"}} }},
+		{"the service has the fixed address fd00::9", func(s *ServiceSpec) { s.Template.Networks = []Attachment{{Network: "n", IP6: "fd00::9"}} }},
 		{"the service is exclusive", func(s *ServiceSpec) { s.Template.Exclusive = true }},
 	} {
 		var s ServiceSpec

@@ -340,7 +340,7 @@ func running(t *testing.T) (*world, *spec.Task) {
 	w.settle()
 	task := w.store.Snapshot().TasksOf("shop", "web")[0]
 	err := w.node.Report(t.Context(), spec.Report{Node: testNode, Tasks: []spec.TaskReport{{Task: task.ID,
-		Status: spec.TaskStatus{State: spec.TaskRunning, PID: 42, Started: 1}}}})
+		Status: spec.TaskStatus{State: spec.TaskRunning, Health: spec.HealthHealthy, PID: 42, Started: 1}}}})
 	if err != nil {
 		t.Fatal(err)
 	}

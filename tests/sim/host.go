@@ -190,6 +190,9 @@ func (h *host) advance(w *World, r *run) bool {
 	case r.health == spec.HealthStarting:
 		r.health = spec.HealthHealthy
 		r.status.Health = r.health
+		if w.store.Snapshot().Format() >= store.RolloutFormat {
+			r.status.HealthySince = w.now
+		}
 		return true
 	default:
 		return false
@@ -198,7 +201,7 @@ func (h *host) advance(w *World, r *run) bool {
 		r.ending = to
 		return false // those that share its network end first
 	}
-	r.status.State, r.status.Since, r.status.Health = to, w.now, r.health
+	r.status.State, r.status.Since, r.status.Health, r.status.HealthySince = to, w.now, r.health, time.Time{}
 	return true
 }
 

@@ -31,6 +31,8 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkLimits(before, after, c)
 	w.checkMoves(before, after, c)
 	w.checkPairs(before, after, c)
+	w.checkRevisions(before, after, c)
+	w.checkAvailable(before, after, c)
 	w.checkNodes(before, after, c)
 	if c.RemoveStack == nil && c.RemoveVolumes == nil {
 		w.checkData(before, after)
@@ -321,8 +323,16 @@ func (w *World) checkPair(s *store.Snapshot, a, b uint32, da, db *spec.HostNetwo
 
 // checkPlaces: what a plan makes stays within the bounds of the service.
 func (w *World) checkPlaces(before, after *store.Snapshot, c *store.Command) {
+	// A plan that takes a stack back knew the numbers of before.
+	back := c.ApplyPlan != nil && goesBack(spec.Plan{Parts: c.ApplyPlan.Parts})
 	for _, svc := range after.Services() {
 		exclusive := slices.Contains([]string{"db", "api", "solo", "fix"}, svc.Name)
+		had := map[string]int{} // they may have been together by an older policy
+		for _, t := range before.TasksOf(svc.Stack, svc.Name) {
+			if !t.Status.State.Terminal() {
+				had[t.Place()]++
+			}
+		}
 		live, perSlot := 0, map[string]int{}
 		for _, t := range after.TasksOf(svc.Stack, svc.Name) {
 			if t.Status.State.Terminal() {
@@ -330,12 +340,12 @@ func (w *World) checkPlaces(before, after *store.Snapshot, c *store.Command) {
 			}
 			if t.Desired == spec.DesiredRunning {
 				live++
-				if c.ApplyPlan != nil && before.Task(t.ID) == nil && t.Slot > svc.Replicas {
+				if c.ApplyPlan != nil && !back && before.Task(t.ID) == nil && t.Slot > svc.Replicas {
 					w.failf("task %s of %s is in slot %d of %d", t.ID, svc.Key(), t.Slot, svc.Replicas)
 				}
 			}
 			perSlot[t.Place()]++
-			if n := perSlot[t.Place()]; n > 2 || n > 1 && exclusive {
+			if n := perSlot[t.Place()]; n > 2 || n > max(1, had[t.Place()]) && exclusive && !mayBeTogether(svc) {
 				w.failf("%d tasks of %s are at %s", n, svc.Key(), t.Place())
 			}
 		}
@@ -345,7 +355,7 @@ func (w *World) checkPlaces(before, after *store.Snapshot, c *store.Command) {
 				was++
 			}
 		}
-		if svc.Spec.Mode == spec.Replicated && live > max(was, svc.Replicas+1) {
+		if !back && svc.Spec.Mode == spec.Replicated && live > max(was, svc.Replicas+extra(svc)) {
 			w.failf("service %s has %d tasks for %d replicas", svc.Key(), live, svc.Replicas)
 		}
 	}
@@ -366,7 +376,7 @@ func (w *World) checkTrust(before, after *store.Snapshot, c *store.Command) {
 		}
 		for _, next := range before.TasksOf(old.Stack, old.Service) {
 			if next.ID != old.ID && next.Place() == old.Place() && next.Ready() && next.Revision == svc.Revision && old.Revision != svc.Revision &&
-				next.Status.Health != spec.HealthHealthy && c.Time.Before(next.Status.Since.Add(reconciler.Monitor)) {
+				!stopsFirst(svc) && next.Status.Health != spec.HealthHealthy && c.Time.Before(next.Status.Since.Add(monitor(svc))) {
 				w.failf("task %s was stopped for task %s, which runs since %s only", old.ID, next.ID, next.Status.Since)
 			}
 		}
@@ -382,13 +392,13 @@ func (w *World) checkMoves(before, after *store.Snapshot, c *store.Command) {
 	for _, old := range before.Tasks() {
 		t, svc, n := after.Task(old.ID), after.Service(old.Stack, old.Service), after.Node(old.Node)
 		if t == nil || svc == nil || svc.Name != "web" || !old.Ready() || t.Desired == spec.DesiredRunning || t.Slot > svc.Replicas ||
-			n == nil || n.State != spec.NodeReady || n.Availability != spec.NodeDrain || n.StopPinned {
+			n == nil || n.State != spec.NodeReady || n.Availability != spec.NodeDrain || n.StopPinned || stopsFirst(svc) {
 			continue
 		}
 		lasts := false
 		for _, next := range before.TasksOf(old.Stack, old.Service) {
 			if next.ID != old.ID && next.Place() == old.Place() && next.Ready() &&
-				(next.Status.Health == spec.HealthHealthy || !c.Time.Before(next.Status.Since.Add(reconciler.Monitor))) {
+				(next.Status.Health == spec.HealthHealthy || !c.Time.Before(next.Status.Since.Add(monitor(svc)))) {
 				lasts = true
 			}
 		}
@@ -583,7 +593,7 @@ func (w *World) checkWanted() {
 			case t.Revision != svc.Revision && !t.Status.State.Terminal() && slices.ContainsFunc(slices.Collect(maps.Values(live)), waitsForOther):
 				// The update goes on when what the new tasks wait for is well.
 			case t.Revision != svc.Revision && !t.Status.State.Terminal():
-				if svc.Update.State != spec.UpdateUpdating && !(svc.Update.State == spec.UpdatePaused && mayEnd(svc)) || svc.Update.Message == "" { // no node fits the new one, and it says so
+				if svc.Update.State != spec.UpdatePaused || svc.Update.Message == "" { // no node fits the new one, and it says so
 					w.failf("task %s at %s of %s runs an old revision: %s", t.ID, place, svc.Key(), encode(svc.Update))
 				}
 			case t.Status.State == spec.TaskPending && t.Status.Reason == "":

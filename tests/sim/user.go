@@ -2,7 +2,9 @@ package sim
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"time"
 
 	"wherry.dev/cluster/store"
 	"wherry.dev/spec"
@@ -15,8 +17,13 @@ func (w *World) use() {
 	name := stackNames[w.rng.IntN(len(stackNames))]
 	var c store.Command
 	switch n := w.rng.IntN(100); {
-	case n < 45:
+	case n < 44:
 		c.PutStack = &store.PutStack{Stack: w.stack(name, false), KeepOthers: w.chance(20)}
+	case n < 50:
+		c.RollbackStack = &store.RollbackStack{Stack: name, Service: []string{"", "", "web"}[w.rng.IntN(3)]}
+	case n < 55:
+		action := []store.SteerAction{store.SteerPause, store.SteerResume, store.SteerRestart}[w.rng.IntN(3)]
+		c.SteerService = &store.SteerService{Stack: name, Service: []string{"web", "db", "solo"}[w.rng.IntN(3)], Action: action}
 	case n < 62:
 		c.ScaleService = &store.ScaleService{Stack: name, Service: []string{"web", "api"}[w.rng.IntN(2)], Replicas: w.rng.IntN(5)}
 	case n < 70:
@@ -193,7 +200,54 @@ func (w *World) stack(name string, good bool) spec.Stack {
 		}
 	}
 	w.address(&s, image())
+	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
+		svc := s.Services[name]
+		w.policies(&svc)
+		s.Services[name] = svc
+	}
 	return s
+}
+
+// policies draws how a service is updated.
+func (w *World) policies(s *spec.ServiceSpec) {
+	if w.store != nil && w.store.Snapshot().Format() < store.RolloutFormat {
+		return
+	}
+	if w.chance(40) {
+		s.Update = w.policy(s, spec.FailureRollback, spec.FailurePause, spec.FailureContinue)
+	}
+	if w.chance(40) {
+		s.Rollback = w.policy(s, spec.FailurePause, spec.FailureContinue)
+	}
+	if w.chance(40) {
+		s.ProgressDeadline = spec.Duration(30+w.rng.IntN(60)) * spec.Duration(time.Second)
+	}
+}
+
+func (w *World) policy(s *spec.ServiceSpec, actions ...spec.FailureAction) spec.UpdateConfig {
+	var u spec.UpdateConfig
+	if w.chance(50) {
+		n := w.rng.IntN(4)
+		u.Parallelism = &n
+	}
+	if w.chance(30) {
+		u.Delay = spec.Duration(w.rng.IntN(20)) * spec.Duration(time.Second)
+	}
+	if w.chance(50) {
+		u.FailureAction = actions[w.rng.IntN(len(actions))]
+	}
+	if w.chance(30) {
+		u.Monitor = spec.Duration(1+w.rng.IntN(9)) * spec.Duration(time.Second)
+	}
+	if w.chance(30) {
+		u.MaxFailureRatio = float64(w.rng.IntN(5)) / 4
+	}
+	if w.chance(20) {
+		u.Order = spec.StopFirst
+	} else if w.chance(20) && s.NeverTogether() == "" {
+		u.Order = spec.StartFirst
+	}
+	return u
 }
 
 func template(image string, networks ...string) spec.Template {

@@ -32,6 +32,8 @@ type World struct {
 	scarce bool
 	// calm: nothing goes wrong any more.
 	calm bool
+	// spoilt is the stack whose newest revision cannot start, at the end.
+	spoilt string
 	// dead is a host that does not come back, away one that stays drained.
 	dead, away *host
 	// late are commands that were sent and have not arrived yet; belated says that
@@ -354,6 +356,9 @@ func (w *World) afterPlan(before *store.Snapshot, plan spec.Plan, res store.Resu
 		}
 	}
 	w.checkGiven(before, &plan)
+	if goesBack(plan) {
+		return // what that declares is still to be planned
+	}
 	next := w.planOf()
 	// What this plan has set free is given away by the next.
 	for i := 0; i < 3 && !next.Empty() && w.awaited(); i++ {
@@ -364,6 +369,11 @@ func (w *World) afterPlan(before *store.Snapshot, plan spec.Plan, res store.Resu
 	if !next.Empty() {
 		w.failf("a second plan is not empty: %s\nafter the plan %s", encode(next), encode(plan))
 	}
+}
+
+// goesBack reports whether a plan declares something anew.
+func goesBack(plan spec.Plan) bool {
+	return slices.ContainsFunc(plan.Parts, func(p spec.Part) bool { return p.Rollback != nil })
 }
 
 // arriveLate delivers what was sent long ago.
@@ -407,7 +417,19 @@ func (w *World) Converge() {
 	}
 	w.upgrade()
 	w.lastWill()
+	w.rest()
+	if w.err == nil && w.dead == nil && w.away == nil {
+		w.spoil()
+	}
+	if w.err == nil {
+		w.checkShuffled()
+	}
+}
+
+// rest plays on until nothing moves any more, and looks at what there is then.
+func (w *World) rest() {
 	const rounds = 2000
+	ended := 0
 	for range rounds {
 		if w.err != nil {
 			return
@@ -430,13 +452,27 @@ func (w *World) Converge() {
 			h.hear(w, true)
 			h.stepAll(w)
 		}
+		// What fails and goes on never rests; it must not begin anew either.
+		if w.spoilt != "" && w.ended() {
+			ended++
+		}
+		if ended > 60 {
+			w.checkEnded()
+			w.checkSpoilt()
+			return
+		}
 		switch {
 		case moved || !plan.Empty():
 			w.wait(time.Second)
 		case !plan.Next.IsZero():
 			w.idle(plan.Next.Sub(w.now))
 		default:
-			w.idle(reconciler.Monitor) // nothing is to be done then, but all is trusted
+			w.idle(longestMonitor) // nothing is to be done then, but all is trusted
+			w.checkEnded()
+			if w.spoilt != "" {
+				w.checkSpoilt()
+				return
+			}
 			w.checkWanted()
 			w.checkVIPsAtRest()
 			w.checkAddressesAtRest()
@@ -447,7 +483,6 @@ func (w *World) Converge() {
 				w.checkNothingLeft(w.store.Snapshot())
 				w.checkViews()
 			}
-			w.checkShuffled()
 			return
 		}
 	}
