@@ -146,6 +146,7 @@ func (c *conversion) service(name string, s types.ServiceConfig) spec.ServiceSpe
 	out.Ports = c.ports(at, s, out.Template.NetworkMode)
 	out.DependsOn = c.dependsOn(at, s)
 	out.AlwaysPull = s.PullPolicy == types.PullPolicyAlways
+	c.updates(at, s, &out)
 	return out
 }
 

@@ -1,0 +1,112 @@
+package compose
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/compose-spec/compose-go/v2/types"
+
+	"wherry.dev/spec"
+)
+
+// updates converts what says how tasks are replaced. What states a default is
+// left out, so that a file that says it is the same as one that does not.
+func (c *conversion) updates(at path, s types.ServiceConfig, out *spec.ServiceSpec) {
+	if s.Deploy != nil {
+		deploy := at.key("deploy")
+		out.Update = c.updateConfig(deploy.key("update_config"), s.Deploy.UpdateConfig, spec.FailureRollback, spec.FailurePause, spec.FailureContinue)
+		out.Rollback = c.updateConfig(deploy.key("rollback_config"), s.Deploy.RollbackConfig, spec.FailurePause, spec.FailureContinue)
+		why := out.NeverTogether()
+		if why != "" && out.Update.Order == spec.StartFirst {
+			c.refuse(deploy.key("update_config").key("order"), leaveOut, "%s is not possible: %s", spec.StartFirst, why)
+		}
+		if why != "" && out.Rollback.Order == spec.StartFirst {
+			c.refuse(deploy.key("rollback_config").key("order"), leaveOut, "%s is not possible: %s", spec.StartFirst, why)
+		}
+	}
+	out.ProgressDeadline = c.progressDeadline(at.key("x-wherry"), s.Extensions["x-wherry"])
+}
+
+// updateConfig converts one of the two, whose first action is the default.
+func (c *conversion) updateConfig(at path, u *types.UpdateConfig, actions ...spec.FailureAction) spec.UpdateConfig {
+	var out spec.UpdateConfig
+	if u == nil {
+		return out
+	}
+	if p := u.Parallelism; p != nil && *p > spec.MaxReplicas {
+		c.refuse(at.key("parallelism"), "", "must be from 0, which is all at once, to %d", spec.MaxReplicas)
+	} else if p != nil && *p != 1 {
+		out.Parallelism = new(int(*p))
+	}
+	out.Delay = c.notNegative(at.key("delay"), u.Delay)
+	out.Monitor = c.notNegative(at.key("monitor"), u.Monitor)
+	out.FailureAction = oneOf(c, at.key("failure_action"), "action", u.FailureAction, actions)
+	if out.FailureAction == actions[0] {
+		out.FailureAction = ""
+	}
+	out.Order = oneOf(c, at.key("order"), "order", u.Order, []spec.UpdateOrder{spec.StartFirst, spec.StopFirst})
+	// A float32 in its shortest form: 0.1 is not 0.10000000149.
+	ratio, err := strconv.ParseFloat(strconv.FormatFloat(float64(u.MaxFailureRatio), 'g', -1, 32), 64)
+	if err != nil || !(ratio >= 0 && ratio <= 1) {
+		c.refuse(at.key("max_failure_ratio"), "write 0.25 for a quarter of the tasks", "must be from 0 to 1")
+	} else {
+		out.MaxFailureRatio = ratio
+	}
+	return out
+}
+
+func (c *conversion) notNegative(at path, d types.Duration) spec.Duration {
+	if d < 0 {
+		c.refuse(at, "", "must not be negative")
+		return 0
+	}
+	return spec.Duration(d)
+}
+
+// oneOf returns a value that is empty or among the valid ones, and refuses any
+// other.
+func oneOf[S ~string](c *conversion, at path, what, got string, valid []S) S {
+	if got == "" {
+		return ""
+	}
+	var names []string
+	for _, v := range valid {
+		if S(got) == v {
+			return v
+		}
+		names = append(names, string(v))
+	}
+	c.refuse(at, suggestion(got, names...), "the %s %q does not exist here, want %s", what, got, anyOf(names))
+	return ""
+}
+
+// anyOf joins names as in "a, b or c".
+func anyOf(names []string) string {
+	s := names[0]
+	for i, n := range names[1:] {
+		if i == len(names)-2 {
+			s += " or " + n
+		} else {
+			s += ", " + n
+		}
+	}
+	return s
+}
+
+func (c *conversion) progressDeadline(at path, v any) spec.Duration {
+	keys, _ := v.(map[string]any) // what is no mapping was refused
+	text, ok := keys["progress_deadline"]
+	if !ok {
+		return 0
+	}
+	d, err := time.ParseDuration(fmt.Sprint(text))
+	if err != nil || d <= 0 {
+		c.refuse(at.key("progress_deadline"), "write for instance 30m", "%q is no length of time", fmt.Sprint(text))
+		return 0
+	}
+	if d == spec.DefaultProgressDeadline {
+		return 0
+	}
+	return spec.Duration(d)
+}
