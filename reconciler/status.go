@@ -106,7 +106,7 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 	s := p.newPass(svc, ports)
 	out := ServiceStatus{
 		ID: svc.ID, Name: svc.Name, Stack: svc.Stack, Mode: svc.Spec.Mode, Image: s.tmpl.Image,
-		Update: svc.Update, Ports: ports, VIPs: svc.VIPs,
+		Update: s.up, Ports: ports, VIPs: svc.VIPs,
 	}
 	worst := trouble{}
 	for _, pl := range s.places {

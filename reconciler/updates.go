@@ -14,7 +14,9 @@ import (
 // called for, and the policy that it goes by.
 func (s *pass) beginUpdate() {
 	s.up = s.svc.Update
-	if s.rollouts() && s.svc.Rollout != s.up.Rollout {
+	// What was declared before the state had room for all this is judged once.
+	old := s.up.To == "" && s.up.State != spec.UpdatePaused
+	if s.rollouts() && (s.svc.Rollout != s.up.Rollout || old) {
 		s.up = spec.UpdateStatus{
 			State: spec.UpdateUpdating, Since: s.now, Rollout: s.svc.Rollout,
 			From: s.svc.Update.To, To: s.svc.Revision, Progress: s.now,
@@ -230,8 +232,14 @@ func (s *pass) updateState(next *spec.UpdateStatus) (spec.UpdateState, string) {
 		return spec.UpdatePaused, "paused by " + s.svc.Held
 	case s.rollouts() && s.up.State == spec.UpdatePaused:
 		return spec.UpdatePaused, s.up.Message
-	case s.failure != nil:
+	case s.failure != nil && s.rollouts():
 		return s.fail(next)
+	case s.failure != nil:
+		// Until the state has room for an end, what is seen now counts, not what
+		// was seen then.
+		if pl := s.failing(); pl != nil {
+			return spec.UpdatePaused, s.whyFailing(pl)
+		}
 	}
 	for _, pl := range s.places {
 		if pl.blocked != "" {
@@ -278,7 +286,7 @@ func (s *pass) finished() (done bool, failed int) {
 // fail ends an update that has failed as its policy says.
 func (s *pass) fail(next *spec.UpdateStatus) (spec.UpdateState, string) {
 	why := s.failure.why
-	if s.policy.action == spec.FailureRollback && s.rollouts() {
+	if s.policy.action == spec.FailureRollback {
 		to, cannot := s.goBackTo()
 		if s.failure.stuck && s.onlyDown() {
 			cannot = "going back would not help"
@@ -293,9 +301,7 @@ func (s *pass) fail(next *spec.UpdateStatus) (spec.UpdateState, string) {
 		}
 		why += "; " + cannot
 	}
-	if s.rollouts() {
-		next.Log = s.failure.log
-	}
+	next.Log = s.failure.log
 	return spec.UpdatePaused, why
 }
 
