@@ -243,6 +243,27 @@ func (c *Client) Scale(ctx context.Context, stack, service string, s Scale) (w W
 	return w, c.call(ctx, "POST", "/v1/services/"+url.PathEscape(stack)+"/"+url.PathEscape(service)+"/scale", nil, s, &w)
 }
 
+// History lists the revisions of a stack that are kept, oldest first.
+func (c *Client) History(ctx context.Context, stack string) (l List[StackRevision], err error) {
+	return l, c.call(ctx, "GET", "/v1/stacks/"+url.PathEscape(stack)+"/revisions", nil, nil, &l)
+}
+
+// RollbackStack takes a stack back to an older revision; with a service, that
+// one alone.
+func (c *Client) RollbackStack(ctx context.Context, stack, service string, r Rollback) (w Written, err error) {
+	path := "/v1/stacks/" + url.PathEscape(stack) + "/rollback"
+	if service != "" {
+		path = "/v1/services/" + url.PathEscape(stack) + "/" + url.PathEscape(service) + "/rollback"
+	}
+	return w, c.call(ctx, "POST", path, nil, r, &w)
+}
+
+// Steer pauses the update of a service, goes on with it, or restarts its tasks:
+// "pause", "resume" or "restart".
+func (c *Client) Steer(ctx context.Context, stack, service, action string, s Steer) (w Written, err error) {
+	return w, c.call(ctx, "POST", "/v1/services/"+url.PathEscape(stack)+"/"+url.PathEscape(service)+"/"+url.PathEscape(action), nil, s, &w)
+}
+
 // TaskFilter selects tasks; empty fields select all.
 type TaskFilter struct{ Stack, Service string }
 

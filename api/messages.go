@@ -47,8 +47,10 @@ type PutStack struct {
 	Author  string  `json:"author,omitempty"`
 	// KeepOthers keeps services that are no longer in the file.
 	KeepOthers bool `json:"keep_others,omitempty"`
-	// Pull asks the registry again about images that are pinned already.
-	Pull bool `json:"pull,omitempty"`
+	// Pull asks the registry again about images that are pinned already;
+	// PullServices for these services alone.
+	Pull         bool     `json:"pull,omitempty"`
+	PullServices []string `json:"pull_services,omitempty"`
 	// Remove plans the removal of the stack instead ("stack.plan" only).
 	Remove bool `json:"remove,omitempty"`
 	// RequestID makes a repeat of the call harmless.
@@ -70,6 +72,50 @@ type Scale struct {
 	Replicas  int     `json:"replicas"`
 	Base      *uint64 `json:"base,omitempty"`
 	RequestID string  `json:"request_id,omitempty"`
+}
+
+// StackRevision is a row of "stack.history".
+type StackRevision struct {
+	Revision uint64    `json:"revision"`
+	Time     time.Time `json:"time"`
+	Author   string    `json:"author"`
+	Message  string    `json:"message"`
+	// State is what became of it: updating, completed, paused, failed,
+	// rolled_back or superseded; unknown where nobody wrote that down.
+	State string `json:"state"`
+	// Why it did not complete, and the last lines of output of the task that
+	// failed.
+	Why string `json:"why,omitempty"`
+	Log string `json:"log,omitempty"`
+	// Rollback is the revision that it has brought back; 0 for any other.
+	Rollback uint64 `json:"rollback,omitempty"`
+	// Current: it is what the stack declares now.
+	Current  bool `json:"current"`
+	Services int  `json:"services"`
+}
+
+// States of a StackRevision besides those of spec.RevisionState.
+const (
+	RevisionUpdating = "updating"
+	RevisionUnknown  = "unknown"
+)
+
+// Rollback is the body of "stack.rollback" and of "service.rollback".
+type Rollback struct {
+	// To is the revision to go back to; 0 is the last one that completed and
+	// differs from what is declared.
+	To uint64 `json:"to,omitempty"`
+	// Base is as in PutStack.
+	Base      *uint64 `json:"base,omitempty"`
+	Message   string  `json:"message,omitempty"`
+	Author    string  `json:"author,omitempty"`
+	RequestID string  `json:"request_id,omitempty"`
+}
+
+// Steer is the body of "service.pause", "service.resume" and "service.restart".
+type Steer struct {
+	Author    string `json:"author,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
 }
 
 // Stack states, as `ls` shows them.

@@ -50,12 +50,18 @@ var Routes = []Route{
 	{"stack.get", "GET", "/v1/stacks/{stack}", RuleOperator, false},
 	{"stack.put", "PUT", "/v1/stacks/{stack}", RuleOperator, false},
 	{"stack.delete", "DELETE", "/v1/stacks/{stack}", RuleOperator, false},
+	{"stack.history", "GET", "/v1/stacks/{stack}/revisions", RuleOperator, false},
+	{"stack.rollback", "POST", "/v1/stacks/{stack}/rollback", RuleOperator, false},
 	{"stack.status", "GET", "/v1/stacks/{stack}/status", RuleOperator, false},
 	{"stack.plan", "POST", "/v1/plan", RuleOperator, false},
 
 	{"service.list", "GET", "/v1/services", RuleOperator, false},
 	{"service.get", "GET", "/v1/services/{stack}/{service}", RuleOperator, false},
 	{"service.scale", "POST", "/v1/services/{stack}/{service}/scale", RuleOperator, false},
+	{"service.rollback", "POST", "/v1/services/{stack}/{service}/rollback", RuleOperator, false},
+	{"service.pause", "POST", "/v1/services/{stack}/{service}/pause", RuleOperator, false},
+	{"service.resume", "POST", "/v1/services/{stack}/{service}/resume", RuleOperator, false},
+	{"service.restart", "POST", "/v1/services/{stack}/{service}/restart", RuleOperator, false},
 
 	{"task.list", "GET", "/v1/tasks", RuleOperator, false},
 	{"task.get", "GET", "/v1/tasks/{task}", RuleOperator, false},

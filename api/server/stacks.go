@@ -231,7 +231,7 @@ func (s *Server) pinImages(ctx context.Context, p *api.PutStack) error {
 	for _, name := range slices.Sorted(maps.Keys(p.Stack.Services)) {
 		sv := p.Stack.Services[name]
 		t := &sv.Template
-		fresh := p.Pull || sv.AlwaysPull
+		fresh := p.Pull || sv.AlwaysPull || slices.Contains(p.PullServices, name)
 		pinned := map[string]string{} // :: image → digest of now
 		if old := snap.Service(p.Stack.Name, name); old != nil && old.Spec.Template.Platform == t.Platform {
 			pinned = pinnedImages(&old.Spec.Template)

@@ -358,7 +358,7 @@ func (a *app) applyCmd() *cobra.Command {
 		SuggestFor: []string{"up", "deploy"},
 	}
 	p.flags(c)
-	wait := addWait(c)
+	wait := addWaitFor(c, updateTimeout)
 	dry := c.Flags().Bool("dry-run", false, "the same as plan")
 	force := c.Flags().Bool("force", false, "apply even if somebody else changed the stack meanwhile")
 	message := c.Flags().StringP("message", "m", "", "a line for the history of the stack")
@@ -399,7 +399,7 @@ func (a *app) applyCmd() *cobra.Command {
 				what = "applied"
 			}
 			fmt.Fprintf(a.err, "%s: %s, revision %d\n", r.Stack.Name, what, w.Revision)
-			if err := a.waitStack(c.Context(), cl, r.Stack.Name, w.Index, wait); err != nil {
+			if err := a.waitStack(c.Context(), cl, r.Stack.Name, w.Index, w.Revision, wait); err != nil {
 				return err
 			}
 		}
@@ -504,10 +504,16 @@ type waitFlags struct {
 	timeout time.Duration
 }
 
-func addWait(c *cobra.Command) *waitFlags {
+// updateTimeout is more than the time after which an update that gets no further
+// has failed, and is taken back.
+const updateTimeout = 30 * time.Minute
+
+func addWait(c *cobra.Command) *waitFlags { return addWaitFor(c, 10*time.Minute) }
+
+func addWaitFor(c *cobra.Command, timeout time.Duration) *waitFlags {
 	var w waitFlags
 	c.Flags().BoolVar(&w.wait, "wait", true, "wait until it is done")
-	c.Flags().DurationVar(&w.timeout, "timeout", 10*time.Minute, "give up waiting after this long; the cluster goes on")
+	c.Flags().DurationVar(&w.timeout, "timeout", timeout, "give up waiting after this long; the cluster goes on")
 	return &w
 }
 

@@ -166,7 +166,8 @@ func (a *app) serviceCmd() *cobra.Command {
 			return []string{spec.ServiceKey(s.Stack, s.Name), replicasText(s.ServiceInfo), s.State, shortImage(s.Image), strings.Join(vips, ",")}
 		})
 	})
-	return group("service", "Look at services and scale them", a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"), a.scaleCmd())
+	return group("service", "Look at services, scale, update and restart them", a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"), a.scaleCmd(),
+		a.serviceUpdateCmd(), a.restartCmd(), a.serviceRollbackCmd(), a.pauseCmd(), a.resumeCmd())
 }
 
 func replicasText(s api.ServiceInfo) string {
@@ -216,7 +217,7 @@ func (a *app) scaleCmd() *cobra.Command {
 				continue // waited for already
 			}
 			delete(index, t.stack)
-			if err := a.waitStack(c.Context(), cl, t.stack, i, wait); err != nil {
+			if err := a.waitStack(c.Context(), cl, t.stack, i, 0, wait); err != nil {
 				return err
 			}
 		}

@@ -22,8 +22,9 @@ import (
 const pollWait = time.Second
 
 // waitStack waits until the stack runs as the write at index says, showing
-// how far it is. Its error tells whether it failed or ran out of time.
-func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index uint64, w *waitFlags) error {
+// how far it is. Its error tells whether it failed or ran out of time. A write
+// that made a revision, else 0, has failed when that is no longer in force.
+func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index, revision uint64, w *waitFlags) error {
 	if !w.wait {
 		return nil
 	}
@@ -40,12 +41,20 @@ func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index
 		}
 		last, poll.Index = st, st.Index
 		p.show(st)
+		if moving(st) {
+			continue
+		}
+		well := st.State == api.StateRunning || st.State == api.StateStopped
+		if revision != 0 && st.Revision != revision && (well || stuck(st)) {
+			p.close()
+			return a.overtaken(wctx, cl, st, revision)
+		}
 		switch {
-		case st.State == api.StateRunning || st.State == api.StateStopped:
+		case well:
 			p.close()
 			fmt.Fprintf(a.err, "%s: %s, %s, %.1f s\n", stack, st.State, count(st.Tasks, "task"), time.Since(p.started).Seconds())
 			return nil
-		case st.State == api.StateFailed && !moving(st):
+		case stuck(st):
 			p.close()
 			return &exitError{exitFailed, failure(st)}
 		}
@@ -53,14 +62,56 @@ func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index
 }
 
 // moving reports whether a service is still on its way by itself. One that
-// only waits for another may do so for ever.
+// only waits for another may do so for long.
 func moving(st api.StackStatus) bool {
 	for _, s := range st.Services {
-		if s.State == api.StateUpdating && !strings.Contains(s.Message, "waits for service") {
+		if (s.State == api.StateUpdating || s.Update.State == spec.UpdateUpdating) && !strings.Contains(s.Message, "waits for service") {
 			return true
 		}
 	}
 	return false
+}
+
+// stuck reports whether somebody has to do something.
+func stuck(st api.StackStatus) bool {
+	return st.State == api.StateFailed ||
+		slices.ContainsFunc(st.Services, func(s api.ServiceInfo) bool { return s.Update.State == spec.UpdatePaused })
+}
+
+// overtaken says what became of a revision that is no longer in force.
+func (a *app) overtaken(ctx context.Context, cl *api.Client, st api.StackStatus, revision uint64) error {
+	l, err := cl.History(ctx, st.Name)
+	if err != nil {
+		return err
+	}
+	var mine, now api.StackRevision
+	for _, r := range l.Items {
+		if r.Revision == revision {
+			mine = r
+		}
+		if r.Current {
+			now = r
+		}
+	}
+	if mine.State != string(spec.RevisionRolledBack) {
+		return exitWith(exitFailed, "stack %s is at revision %d by now, which %s has made: revision %d is %s", st.Name, now.Revision, cmp.Or(now.Author, "somebody"), revision, cmp.Or(mine.State, "not kept"))
+	}
+	what := fmt.Sprintf("it was rolled back to revision %d", now.Rollback)
+	if now.Rollback == 0 || now.State != string(spec.RevisionCompleted) {
+		what = fmt.Sprintf("revision %d, which took it back, is %s", now.Revision, now.State)
+		if stuck(st) {
+			what += ": " + failure(st).Error()
+		}
+	}
+	return exitWith(exitFailed, "stack %s: revision %d failed: %s\n%s%s; `wherry history %s` says more", st.Name, revision, mine.Why, lastWords(mine.Log), what, st.Name)
+}
+
+// lastWords are lines of output, each on a line of its own.
+func lastWords(log string) string {
+	if log == "" {
+		return ""
+	}
+	return "  | " + strings.ReplaceAll(log, "\n", "\n  | ") + "\n"
 }
 
 func failure(st api.StackStatus) error {
@@ -68,12 +119,22 @@ func failure(st api.StackStatus) error {
 	if st.Message != "" {
 		errs = append(errs, errors.New(st.Message))
 	}
+	hint := fmt.Sprintf("`wherry ps %s` and `wherry logs %s` say more", st.Name, st.Name)
 	for _, s := range st.Services {
-		if s.State == api.StateFailed {
-			errs = append(errs, fmt.Errorf("service %s: %s", spec.ServiceKey(s.Stack, s.Name), s.Message))
+		paused := s.Update.State == spec.UpdatePaused
+		if s.State != api.StateFailed && !paused {
+			continue
 		}
+		key, log := spec.ServiceKey(s.Stack, s.Name), ""
+		if paused {
+			hint = fmt.Sprintf("`wherry service resume %s` goes on, `wherry logs %s` says more", key, st.Name)
+			if s.Update.Log != "" {
+				log = "\n" + strings.TrimSuffix(lastWords(s.Update.Log), "\n")
+			}
+		}
+		errs = append(errs, fmt.Errorf("service %s: %s%s", key, s.Message, log))
 	}
-	return fmt.Errorf("stack %s failed: %w; `wherry ps %s` and `wherry logs %s` say more", st.Name, errors.Join(errs...), st.Name, st.Name)
+	return fmt.Errorf("stack %s failed: %w\n%s", st.Name, errors.Join(errs...), hint)
 }
 
 // waitError says why the waiting ended without an end.

@@ -58,7 +58,7 @@ func (a *app) root() *cobra.Command {
 		root.PersistentFlags().StringVar(f.value, f.name, def, f.use+" ("+env+")")
 	}
 	root.AddCommand(
-		a.applyCmd(), a.planCmd(), a.validateCmd(), a.rmCmd(),
+		a.applyCmd(), a.planCmd(), a.validateCmd(), a.rmCmd(), a.historyCmd(), a.rollbackCmd(),
 		a.lsCmd(), a.psCmd(), a.logsCmd(), a.execCmd(),
 		a.serviceCmd(), a.imageCmd(), a.volumeCmd(), a.networkCmd(), a.datumCmd(spec.DatumSecret), a.datumCmd(spec.DatumConfig), a.nodeCmd(),
 		a.tokenCmd(), a.clusterCmd(), a.doctorCmd(), a.versionCmd(),

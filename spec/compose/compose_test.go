@@ -127,13 +127,13 @@ func TestNormalizeImage(t *testing.T) {
 		{"nginx:1@" + digest, "docker.io/library/nginx:1@" + digest, digest},
 	}
 	for _, tt := range tests {
-		image, digest, err := normalizeImage(tt.in)
+		image, digest, err := NormalizeImage(tt.in)
 		if err != nil || image != tt.image || digest != tt.digest {
 			t.Errorf("%s: got %q, %q, %v", tt.in, image, digest, err)
 		}
 	}
 	for _, in := range []string{"", "nginx:", "NGINX", "a b", "https://docker.io/nginx", "nginx@sha256:12"} {
-		if image, _, err := normalizeImage(in); !errors.Is(err, spec.ErrInvalid) {
+		if image, _, err := NormalizeImage(in); !errors.Is(err, spec.ErrInvalid) {
 			t.Errorf("%q: got %q, %v", in, image, err)
 		}
 	}

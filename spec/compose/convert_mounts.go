@@ -189,7 +189,7 @@ func (c *conversion) imageMount(at path, v types.ServiceVolumeConfig, m spec.Mou
 		return m, false
 	}
 	var err error
-	if m.Source, m.Digest, err = normalizeImage(v.Source); err != nil {
+	if m.Source, m.Digest, err = NormalizeImage(v.Source); err != nil {
 		c.refuse(at, "", "%v", err)
 		return m, false
 	}

@@ -106,7 +106,7 @@ func (c *conversion) image(at path, s types.ServiceConfig, t *spec.Template) {
 		}
 		return
 	}
-	image, digest, err := normalizeImage(s.Image)
+	image, digest, err := NormalizeImage(s.Image)
 	if err != nil {
 		c.refuse(at.key("image"), "", "%v", err)
 		return

@@ -8,9 +8,9 @@ import (
 	"wherry.dev/spec"
 )
 
-// normalizeImage completes an image reference to registry/name:tag, or
+// NormalizeImage completes an image reference to registry/name:tag, or
 // registry/name[:tag]@digest when it names a digest, which is returned too.
-func normalizeImage(s string) (image, digest string, err error) {
+func NormalizeImage(s string) (image, digest string, err error) {
 	named, err := reference.ParseNormalizedNamed(strings.TrimSpace(s))
 	if err != nil {
 		return "", "", spec.Invalidf("%q is not a valid image reference: %v", s, err)
