@@ -212,7 +212,17 @@ func nodeEnded(t *spec.Task) bool {
 
 // whyGaveUp says in one line how a task ended that is not started again.
 func whyGaveUp(restarts int, t *spec.Task) string {
-	a := &t.Status.Attempts[len(t.Status.Attempts)-1]
+	why := attemptEnd(&t.Status.Attempts[len(t.Status.Attempts)-1])
+	many := "s"
+	if restarts == 1 {
+		many = ""
+	}
+	return fmt.Sprintf("gave up after %d restart%s: %s", restarts, many, why)
+}
+
+// attemptEnd says in one line how an attempt ended, with its last line of
+// output.
+func attemptEnd(a *spec.Attempt) string {
 	why := cmp.Or(a.Error, fmt.Sprintf("exit %d", a.ExitCode))
 	if a.OOM {
 		why += ", out of memory"
@@ -220,9 +230,5 @@ func whyGaveUp(restarts int, t *spec.Task) string {
 	if k := len(a.LastLog); k > 0 {
 		why += suffix(strings.TrimSpace(a.LastLog[k-1]))
 	}
-	many := "s"
-	if restarts == 1 {
-		many = ""
-	}
-	return fmt.Sprintf("gave up after %d restart%s: %s", restarts, many, why)
+	return why
 }

@@ -368,7 +368,11 @@ func (s *pass) whyFailing(pl *place) string {
 	case n == 1:
 		return name + " failed: " + ending(t)
 	}
-	return fmt.Sprintf("%s failed %d times, last: %s", name, n, ending(t))
+	why := ending(t)
+	if k := len(t.Status.Attempts); k > 0 && !t.Status.State.Terminal() {
+		why = attemptEnd(&t.Status.Attempts[k-1]) // its reason is that of the moment
+	}
+	return fmt.Sprintf("%s failed %d times, last: %s", name, n, why)
 }
 
 func (s *pass) placeName(pl *place) string {
