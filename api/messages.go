@@ -53,6 +53,10 @@ type PutStack struct {
 	PullServices []string `json:"pull_services,omitempty"`
 	// Remove plans the removal of the stack instead ("stack.plan" only).
 	Remove bool `json:"remove,omitempty"`
+	// Back plans a rollback of the stack instead ("stack.plan" only), or with
+	// BackService that of one service.
+	Back        *Rollback `json:"back,omitempty"`
+	BackService string    `json:"back_service,omitempty"`
 	// RequestID makes a repeat of the call harmless.
 	RequestID string `json:"request_id,omitempty"`
 }

@@ -61,6 +61,10 @@ func TestHistoryAndRollback(t *testing.T) {
 	w.runs()
 	// Another image of the name: the one that was pinned comes back all the same.
 	w.images["docker.io/library/nginx:1"] = "sha256:3333333333333333333333333333333333333333333333333333333333333333"
+	p, err := w.client.Plan(ctx, api.PutStack{Stack: spec.Stack{Name: "shop"}, Back: &api.Rollback{}})
+	if err != nil || len(p.Tasks) != 1 || p.Tasks[0].Action != "replace" || w.store.Snapshot().Stack("shop").Revision != 2 {
+		t.Errorf("plan of the rollback: %+v, %v", p, err)
+	}
 	res, err := w.client.RollbackStack(ctx, "shop", "", api.Rollback{Author: "bob"})
 	if err != nil || res.Revision != 3 || !res.Changed {
 		t.Fatalf("%+v, %v", res, err)

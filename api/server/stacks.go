@@ -268,8 +268,13 @@ func (s *Server) stackPlan(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	private := s.Store.Clone()
-	cmd := store.Command{Time: s.Now(), RemoveStack: &store.RemoveStack{Name: p.Stack.Name}}
-	if !p.Remove {
+	cmd := store.Command{Time: s.Now()}
+	switch {
+	case p.Remove:
+		cmd.RemoveStack = &store.RemoveStack{Name: p.Stack.Name}
+	case p.Back != nil:
+		cmd.RollbackStack = &store.RollbackStack{Stack: p.Stack.Name, Service: p.BackService, To: p.Back.To, Base: p.Back.Base}
+	default:
 		var contents map[spec.ContentID][]byte
 		var err error
 		if cmd, contents, err = s.prepare(r.Context(), &p); err != nil {

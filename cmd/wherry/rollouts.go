@@ -42,6 +42,7 @@ type back struct {
 	to      uint64
 	message string
 	force   bool
+	dry     bool
 	wait    *waitFlags
 }
 
@@ -49,12 +50,21 @@ func (b *back) flags(c *cobra.Command) {
 	c.Flags().Uint64Var(&b.to, "to", 0, "revision to go back to (default: the last one that completed and differs)")
 	c.Flags().StringVarP(&b.message, "message", "m", "", "a line for the history of the stack")
 	c.Flags().BoolVar(&b.force, "force", false, "also if somebody else changed the stack meanwhile")
+	c.Flags().BoolVar(&b.dry, "dry-run", false, "show what would be done, and do nothing")
 	b.wait = addWaitFor(c, updateTimeout)
 }
 
 // rollBack takes a stack or one service of it back, and waits for it.
 func (a *app) rollBack(ctx context.Context, cl *api.Client, stack, service string, b *back) error {
 	r := api.Rollback{To: b.to, Message: b.message, Author: author(), RequestID: requestID()}
+	if b.dry {
+		p, err := cl.Plan(ctx, api.PutStack{Stack: spec.Stack{Name: stack}, Back: &r, BackService: service})
+		if err != nil {
+			return err
+		}
+		a.format = "table"
+		return a.showPlans([]api.Plan{p})
+	}
 	if !b.force {
 		base, err := baseOf(ctx, cl, stack)
 		if err != nil {
