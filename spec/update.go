@@ -68,6 +68,15 @@ func (s *ServiceSpec) NeverTogether() string {
 	return ""
 }
 
+// NoStartFirst says why the order StartFirst is not possible for the service;
+// empty when it is.
+func (s *ServiceSpec) NoStartFirst() string {
+	if head := s.Template.Joins(); head != "" {
+		return "the service shares the network of service " + head + ", where two tasks would want the same ports"
+	}
+	return s.NeverTogether()
+}
+
 // Apart says why the tasks of one place of the service are not together unless
 // its update policy asks for it; empty when they are.
 func (s *ServiceSpec) Apart() string {
@@ -98,7 +107,7 @@ func (c *checker) updates(at string, s *ServiceSpec) {
 		name   string
 		config *UpdateConfig
 	}{{".update", &s.Update}, {".rollback", &s.Rollback}} {
-		if why := s.NeverTogether(); why != "" && u.config.Order == StartFirst {
+		if why := s.NoStartFirst(); why != "" && u.config.Order == StartFirst {
 			c.add(at+u.name+".order", "%s is not possible: %s", StartFirst, why)
 		}
 	}

@@ -33,6 +33,9 @@ func TestValidateUpdates(t *testing.T) {
 		{"services.web.rollback.order: start-first is not possible: the service has the fixed address 10.0.0.9", func(s *ServiceSpec) {
 			s.Template.Networks[0].IP, s.Rollback.Order = "10.0.0.9", StartFirst
 		}},
+		{"services.web.update.order: start-first is not possible: the service shares the network of service db", func(s *ServiceSpec) {
+			s.Template.NetworkMode, s.Template.Networks, s.Ports, s.Update.Order = "service:db", nil, nil, StartFirst
+		}},
 		{"services.web.progress_deadline:", func(s *ServiceSpec) { s.ProgressDeadline = -1 }},
 	} {
 		s := validStack()

@@ -17,7 +17,7 @@ func (c *conversion) updates(at path, s types.ServiceConfig, out *spec.ServiceSp
 		deploy := at.key("deploy")
 		out.Update = c.updateConfig(deploy.key("update_config"), s.Deploy.UpdateConfig, spec.FailureRollback, spec.FailurePause, spec.FailureContinue)
 		out.Rollback = c.updateConfig(deploy.key("rollback_config"), s.Deploy.RollbackConfig, spec.FailurePause, spec.FailureContinue)
-		why := out.NeverTogether()
+		why := out.NoStartFirst()
 		if why != "" && out.Update.Order == spec.StartFirst {
 			c.refuse(deploy.key("update_config").key("order"), leaveOut, "%s is not possible: %s", spec.StartFirst, why)
 		}
