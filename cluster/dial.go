@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"time"
 
@@ -189,7 +191,7 @@ func oneLine(errs []error) error {
 // it is silent, and those that begin after the node has got another certificate
 // share another one; see followCertificate. A request with an Upgrade header
 // has an HTTP/1.1 connection of its own, which becomes the response's body.
-func (p *port) transport(id spec.NodeID) http.RoundTripper { return nodeTransport{p, id} }
+func (p *port) transport(id spec.NodeID) nodeTransport { return nodeTransport{p, id} }
 
 type nodeTransport struct {
 	p  *port
@@ -205,6 +207,41 @@ func (t nodeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return t.p.upgrade.RoundTrip(r)
 	}
 	return t.p.http2.Load().RoundTrip(r)
+}
+
+// roundTripWithin is RoundTrip; in haste it fails when there is no connection
+// after passTime. The time of an answer is not bounded.
+func (t nodeTransport) roundTripWithin(r *http.Request, haste bool) (*http.Response, error) {
+	if !haste || r.Header.Get("Upgrade") != "" {
+		return t.RoundTrip(r)
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	late := time.AfterFunc(passTime, func() {
+		cancel(spec.Unavailablef("reach node %s: not within %s", t.id, passTime))
+	})
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { late.Stop() }})
+	resp, err := t.RoundTrip(r.WithContext(ctx))
+	late.Stop()
+	if err != nil {
+		if r.Context().Err() == nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = bodyOf{resp.Body, func() { cancel(nil) }}
+	return resp, nil
+}
+
+// bodyOf ends what belongs to an answer together with its body.
+type bodyOf struct {
+	io.ReadCloser
+	end func()
+}
+
+func (b bodyOf) Close() error {
+	defer b.end()
+	return b.ReadCloser.Close()
 }
 
 // followCertificate sees to it that requests come with the certificate that

@@ -153,6 +153,10 @@ const (
 	minPause, maxPause = 50 * time.Millisecond, 300 * time.Millisecond
 	// shunTime is how long a manager that has failed is asked after the others.
 	shunTime = 30 * time.Second
+	// passTime is how long a manager may take to be connected to while there are
+	// others: those whose hosts are gone say nothing, and a session that has to
+	// get past several must not take longer than it may be silent.
+	passTime = 500 * time.Millisecond
 )
 
 // RoundTrip sends the request to the manager that answered last, or to another
@@ -181,7 +185,8 @@ func (w *managers) RoundTrip(r *http.Request) (*http.Response, error) {
 				r.Body = body
 			}
 		}
-		resp, err := w.m.port.transport(id).RoundTrip(r)
+		// Only the last one gets all the time that a dial may take.
+		resp, err := w.m.port.transport(id).roundTripWithin(r, i < len(ids)-1 && again(r))
 		switch {
 		case err != nil:
 			w.fail(id)

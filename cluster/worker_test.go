@@ -6,8 +6,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -172,4 +174,28 @@ func TestManagerWhoseAnswerBreaksOffIsLeft(t *testing.T) {
 	}
 	y.answer(&y.b, says("b"))
 	y.want("c")
+}
+
+// TestSilentHostsAreSoonPassed: managers whose hosts take no connection, and
+// say nothing, do not use up the time that a session may be silent.
+func TestSilentHostsAreSoonPassed(t *testing.T) {
+	y := newTwoManagers(t)
+	info, _ := y.m.dir.cluster()
+	info.Managers = slices.Clone(info.Managers)
+	for _, id := range []spec.NodeID{"dddddddddddddddd", "eeeeeeeeeeeeeeee"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0") // it never answers
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		info.Managers = append(info.Managers, api.Peer{ID: id, Address: l.Addr().String()})
+	}
+	y.m.dir.setCluster(info)
+	y.now = ""
+	y.failed = map[spec.NodeID]time.Time{nodeB: time.Now(), nodeC: time.Now()} // so the silent ones are asked first
+	ctx, cancel := context.WithTimeout(t.Context(), api.SessionSilence)
+	defer cancel()
+	if got, err := y.call(ctx, nil); err != nil || got != "b" && got != "c" {
+		t.Errorf("answer %q, %v", got, err)
+	}
 }
