@@ -112,7 +112,7 @@ func (a *app) datumCreateCmd(k spec.DatumKind) *cobra.Command {
 		}
 		fmt.Fprintf(a.err, "%s %s: used by %s\n", k, args[0], strings.Join(w.Users, ", "))
 		for _, stack := range stacksOf(w.Users) {
-			if err := a.waitStack(c.Context(), cl, stack, w.Index, wait); err != nil {
+			if err := a.waitStack(c.Context(), cl, stack, w.Index, 0, wait); err != nil {
 				return err
 			}
 		}
