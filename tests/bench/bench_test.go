@@ -70,8 +70,15 @@ func host(b *testing.B) *lab.Host {
 	}
 	h.Must("image", "load", f)
 	machine(b)
-	// The bare client leaves the OCI runtime's state in the usual place.
+	// The bare client leaves the OCI runtime's state in the usual place, and the
+	// group above those of its containers.
 	b.Cleanup(func() {
+		for _, pattern := range []string{"/sys/fs/cgroup/*/bench", "/sys/fs/cgroup/bench"} {
+			dirs, _ := filepath.Glob(pattern)
+			for _, dir := range dirs {
+				_ = os.Remove(dir)
+			}
+		}
 		for _, dir := range []string{"runc/bench", "runc", "s", ""} {
 			_ = os.Remove(filepath.Join("/run/containerd", dir)) // what is not empty is somebody else's
 		}
