@@ -158,9 +158,6 @@ var ownRows = []row{
 	{path: "services.*.x-wherry.progress_deadline", note: "how long an update may get no further before it has failed; 10m by default. The time that an image takes to be pulled counts"},
 }
 
-// zeroTimes are the ways to write no time.
-var zeroTimes = []string{"0", "0s", "0ms", "0m"}
-
 // resourceRows judge the limits and the isolation of services.
 var resourceRows = []row{
 	{path: "services.*.cpus"},

@@ -14,14 +14,6 @@ import (
 // longestMonitor is more than any service of a world asks for.
 const longestMonitor = 10 * time.Second
 
-// policyOf is what an update of a service goes by.
-func policyOf(svc *spec.Service) spec.UpdateConfig {
-	if svc.Update.Rollback != 0 {
-		return svc.Spec.Rollback
-	}
-	return svc.Spec.Update
-}
-
 // atOnce is how many tasks of a service may be replaced at the same time.
 func atOnce(svc *spec.Service) int {
 	most := 1
