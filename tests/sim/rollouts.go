@@ -106,15 +106,16 @@ func (w *World) checkRevisions(before, after *store.Snapshot, c *store.Command) 
 
 // checkAvailable: a plan takes away no more tasks that serve than the policy
 // admits at a time, and none while others are on their way; with start-first it
-// takes none away before another serves in its place.
+// takes none away before another serves in its place. Tasks that end with the
+// one whose network they share are not of their own service's choice.
 func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) {
 	if c.ApplyPlan == nil {
 		return
 	}
-	why := map[spec.TaskID]string{}
+	why, with := map[spec.TaskID]string{}, map[spec.TaskID]bool{}
 	for _, p := range c.ApplyPlan.Parts {
 		for _, x := range p.Change {
-			why[x.Task] = x.Why
+			why[x.Task], with[x.Task] = x.Why, x.With != ""
 		}
 	}
 	for _, svc := range after.Services() {
@@ -138,7 +139,7 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 				}
 				was = true
 				now := after.Task(t.ID)
-				is = is || now.Ready()
+				is = is || now.Ready() || with[t.ID]
 				if !now.Ready() && svc.Name == "web" && !stopsFirst(svc) && !w.scarce && !n.StopPinned && why[t.ID] != "" &&
 					!strings.Contains(why[t.ID], "no room for both") && !w.another(before, t) {
 					w.failf("task %s of %s was stopped before another serves: %s", t.ID, svc.Key(), why[t.ID])
