@@ -58,7 +58,7 @@ type Config struct {
 	// when they are made; 0 is raft-wal's default of 64 MiB.
 	SegmentSize int
 	// Heartbeat is how long a member hears nothing from a leader before it
-	// stands for election (up to twice as long, by chance); 0 is 250 ms. At
+	// stands for election (up to twice as long, by chance); 0 is 350 ms. At
 	// least 5 ms.
 	Heartbeat time.Duration
 	// SnapshotThreshold is the number of log entries after which a snapshot is
@@ -107,7 +107,7 @@ const (
 	// defaultAdvertise has the usual port, and the address of a host that
 	// nobody else reaches.
 	defaultAdvertise = "127.0.0.1:4477"
-	defaultHeartbeat = 250 * time.Millisecond
+	defaultHeartbeat = 350 * time.Millisecond
 
 	// trailingLogs is how many entries stay in the log behind a snapshot, so
 	// that a follower that was away for a moment needs no snapshot. Entries may

@@ -51,6 +51,10 @@ type logStore struct {
 	// leader looks at it many times a second: each message to a follower names
 	// the entry before it.
 	newest *raft.Log
+	// begun is the index of the last entry of the newest append, from before it
+	// is durable; begins rings then.
+	begun  uint64
+	begins bell
 }
 
 // openLog opens raft-wal in dir and makes durable what an earlier process may
@@ -134,6 +138,12 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	if err := s.halt.failure(); err != nil {
 		return s.halt.die(err)
 	}
+	if len(logs) > 0 {
+		s.mu.Lock()
+		s.begun = logs[len(logs)-1].Index
+		s.mu.Unlock()
+		s.begins.ring()
+	}
 	sealed := make([]*raft.Log, len(logs))
 	for i, l := range logs {
 		sealed[i] = sealEntry(s.aead, l)
@@ -175,6 +185,18 @@ func (s *logStore) DeleteRange(lo, hi uint64) error {
 		s.last = lo - 1
 	}
 	return nil
+}
+
+// after returns a channel that is closed when an entry behind index is being
+// appended; nil if one is already.
+func (s *logStore) after(index uint64) <-chan struct{} {
+	begins := s.begins.wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.begun > index {
+		return nil
+	}
+	return begins
 }
 
 // count adds an entry that was written, or read for the first time since the

@@ -144,6 +144,30 @@ func TestLogStoreKnowsNewest(t *testing.T) {
 	}
 }
 
+// What waits for the next entry hears of it before it is durable, and does not
+// wait for one that is there.
+func TestLogStoreSaysWhenAppendBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, f := newFaultyStore(t)
+		next := s.after(0)
+		f.set(nil, time.Second)
+		began := time.Now()
+		go s.StoreLog(command(1, 1))
+		<-next
+		if d := time.Since(began); d >= time.Second {
+			t.Errorf("told %s after the append began", d)
+		}
+		if s.after(0) != nil {
+			t.Error("entry 1 is being appended, and whoever has none waits for it")
+		}
+		synctest.Wait()
+		if s.after(1) == nil {
+			t.Error("nothing is to come behind entry 1, and nobody waits for it")
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
 func TestLogStoreNoticesHangingDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, f := newFaultyStore(t)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -66,7 +67,8 @@ func TestDeposedUnderLoad(t *testing.T) {
 		}
 		a.until("a new leader", func() bool {
 			for _, m := range all {
-				if s := m.Status(); s.Leader && s.Term > old {
+				// It may have become the leader by itself just before.
+				if s := m.Status(); s.Leader && (s.Term > old || m == next) {
 					leader = m
 					return true
 				}
@@ -84,6 +86,54 @@ func TestDeposedUnderLoad(t *testing.T) {
 	writers.Wait()
 	for _, m := range all {
 		_ = m.end() // the fabric's listener is closed twice
+	}
+}
+
+// What says nothing new to a follower waits, but not for longer than until
+// there is something new.
+func TestIdleMessagesRest(t *testing.T) {
+	same := raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 7, PrevLogTerm: 3, LeaderCommitIndex: 7}
+	entries, heartbeat, uncommitted, newTerm := same, raft.AppendEntriesRequest{Term: 3}, same, same
+	entries.Entries = []*raft.Log{command(8, 1)}
+	uncommitted.LeaderCommitIndex = 6
+	newTerm.Term = 4
+	for _, c := range []struct {
+		name  string
+		args  raft.AppendEntriesRequest
+		told  commit
+		begun uint64 // the newest entry of the log
+		next  bool   // an entry comes after 40 ms
+		want  time.Duration
+	}{
+		{"nothing new", same, commit{3, 7}, 7, false, idleRest},
+		{"nothing new since the start", same, commit{3, 7}, 0, false, idleRest},
+		{"then an entry", same, commit{3, 7}, 7, true, 40 * time.Millisecond},
+		{"an entry is there", same, commit{3, 7}, 8, false, 0},
+		{"the follower does not know what is committed", same, commit{3, 6}, 7, false, 0},
+		{"nor in this term", newTerm, commit{3, 7}, 7, false, 0},
+		{"not all is committed", uncommitted, commit{3, 7}, 7, false, 0},
+		{"entries", entries, commit{3, 7}, 7, false, 0},
+		{"heartbeat", heartbeat, commit{3, 7}, 7, false, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, _ := newFaultyStore(t)
+			s.begun = c.begun
+			none := newAlone()
+			defer none.Close()
+			trans := (&Member{logs: s, streams: none, log: s.log}).newTransport()
+			defer trans.Close()
+			trans.told["f"] = c.told
+			if c.next {
+				time.AfterFunc(40*time.Millisecond, func() { _ = s.StoreLog(command(c.begun+1, 1)) })
+			}
+			began := time.Now()
+			if err := trans.AppendEntries("f", "f", &c.args, &raft.AppendEntriesResponse{}); err == nil {
+				t.Fatal("sent to nobody")
+			}
+			if d := time.Since(began); d != c.want {
+				t.Errorf("%s: sent after %s, want %s", c.name, d, c.want)
+			}
+		})
 	}
 }
 
