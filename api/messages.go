@@ -169,16 +169,18 @@ type Replicas struct {
 
 // ServiceInfo is a service as people see it.
 type ServiceInfo struct {
-	ID       spec.ServiceID    `json:"id"`
-	Name     string            `json:"name"`
-	Stack    string            `json:"stack"`
-	Mode     spec.ServiceMode  `json:"mode"`
-	Replicas Replicas          `json:"replicas"`
-	Image    string            `json:"image"`
-	State    string            `json:"state"`
-	Message  string            `json:"message,omitempty"`
-	Update   spec.UpdateStatus `json:"update"`
-	Ports    []spec.Port       `json:"ports,omitempty"`
+	ID       spec.ServiceID   `json:"id"`
+	Name     string           `json:"name"`
+	Stack    string           `json:"stack"`
+	Mode     spec.ServiceMode `json:"mode"`
+	Replicas Replicas         `json:"replicas"`
+	Image    string           `json:"image"`
+	State    string           `json:"state"`
+	Message  string           `json:"message,omitempty"`
+	// Blocked: nothing goes on before somebody does what Message says.
+	Blocked bool              `json:"blocked,omitempty"`
+	Update  spec.UpdateStatus `json:"update"`
+	Ports   []spec.Port       `json:"ports,omitempty"`
 	// VIPs of the service, one for each network on which it has one.
 	VIPs []VIP `json:"vips,omitempty"`
 }

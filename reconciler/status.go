@@ -44,7 +44,9 @@ type ServiceStatus struct {
 	State   string `json:"state"`
 	// Message says in one line what is being waited for, or what fails with
 	// its last line of output.
-	Message string            `json:"message,omitempty"`
+	Message string `json:"message,omitempty"`
+	// Blocked: nothing goes on before somebody does what Message says.
+	Blocked bool              `json:"blocked,omitempty"`
 	Update  spec.UpdateStatus `json:"update"`
 	Ports   []spec.Port       `json:"ports,omitempty"`
 	VIPs    []spec.ServiceVIP `json:"vips,omitempty"`
@@ -132,8 +134,8 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 	for i := 0; i < len(s.places) && why == "" && s.joined(); i++ {
 		why = s.whyNoHead(s.places[i])
 	}
-	if why != "" { // a person has to act
-		out.State, out.Message = StateFailed, why
+	if why != "" {
+		out.State, out.Message, out.Blocked = StateFailed, why, true
 		return out
 	}
 	out.State = [...]string{StateRunning, StateUpdating, StateDegraded, StateFailed}[worst.rank]

@@ -65,7 +65,7 @@ func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index
 // only waits for another may do so for long.
 func moving(st api.StackStatus) bool {
 	for _, s := range st.Services {
-		if (s.State == api.StateUpdating || s.Update.State == spec.UpdateUpdating) && !strings.Contains(s.Message, "waits for service") {
+		if !s.Blocked && (s.State == api.StateUpdating || s.Update.State == spec.UpdateUpdating) && !strings.Contains(s.Message, "waits for service") {
 			return true
 		}
 	}

@@ -63,6 +63,11 @@ func status(revision uint64, state string, update spec.UpdateState, message stri
 	}}
 }
 
+func blocked(st api.StackStatus) api.StackStatus {
+	st.Services[0].Blocked = true
+	return st
+}
+
 // TestWaitTellsTheTruth: the exit code and the last words are those of the end.
 func TestWaitTellsTheTruth(t *testing.T) {
 	failed := api.StackRevision{Revision: 5, State: "rolled_back", Why: "task shop.web.1 failed 3 times, last: exit 2", Log: "starting\nno such table"}
@@ -78,6 +83,8 @@ func TestWaitTellsTheTruth(t *testing.T) {
 			status(5, api.StateUpdating, spec.UpdateUpdating, "shop.web.1 is starting"), status(5, api.StateRunning, spec.UpdateCompleted, "")}, nil, 0, "shop: running, 1 task"},
 		{"a failure is no end while the update is under way", []api.StackStatus{
 			status(5, api.StateFailed, spec.UpdateUpdating, "exit 2"), status(5, api.StateRunning, spec.UpdateCompleted, "")}, nil, 0, "shop: running"},
+		{"somebody has to act", []api.StackStatus{blocked(status(5, api.StateFailed, spec.UpdateUpdating, "network edge does not exist"))}, nil, 1,
+			"stack shop failed: service shop/web: network edge does not exist"},
 		{"rolled back", []api.StackStatus{
 			status(5, api.StateFailed, spec.UpdateUpdating, "exit 2"), status(6, api.StateUpdating, spec.UpdateUpdating, "rolled back to revision 4, since"),
 			status(6, api.StateRunning, spec.UpdateRolledBack, "")}, []api.StackRevision{failed, back}, 1,
