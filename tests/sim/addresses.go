@@ -172,6 +172,9 @@ func (w *World) checkGiven(before *store.Snapshot, plan *spec.Plan) {
 	s := w.store.Snapshot()
 	check := func(stack, service string, list []spec.Address) {
 		svc := s.Service(stack, service)
+		if svc == nil {
+			return // the same plan took its stack back to a revision without it
+		}
 		for _, a := range list {
 			n := s.Network(a.Network)
 			for i, text := range []string{a.IP, a.IP6} {
