@@ -195,7 +195,7 @@ func (h *host) advance(w *World, r *run) bool {
 		}
 		return true
 	default:
-		return false
+		return h.exchange(r)
 	}
 	if to.Terminal() && h.shared(r) {
 		r.ending = to
@@ -234,7 +234,7 @@ func (h *host) report(w *World) (spec.Report, bool) {
 	snap := w.store.Snapshot()
 	for _, id := range h.ids() {
 		r := h.runs[id]
-		if t := snap.Task(id); t == nil || t.Status.State != r.status.State || t.Status.Health != r.status.Health {
+		if t := snap.Task(id); t == nil || t.Status.State != r.status.State || t.Status.Health != r.status.Health || !maps.Equal(t.Status.Files, r.status.Files) {
 			rep.Tasks = append(rep.Tasks, spec.TaskReport{Task: id, Status: r.status})
 		}
 	}

@@ -34,6 +34,7 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkRevisions(before, after, c)
 	w.checkAvailable(before, after, c)
 	w.checkNodes(before, after, c)
+	w.checkContents(after)
 	if c.RemoveStack == nil && c.RemoveVolumes == nil {
 		w.checkData(before, after)
 	}

@@ -131,6 +131,9 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 				if t.Slot != slot || n == nil || n.State != spec.NodeReady {
 					continue
 				}
+				if h := before.Task(t.Joins); h != nil && h.Ready() && !after.Task(h.ID).Ready() {
+					continue // it goes with its head, whose update sets the pace
+				}
 				if !t.Ready() {
 					if t.Desired == spec.DesiredRunning && !t.Status.State.Terminal() && t.Status.State != spec.TaskPending && len(t.Status.Attempts) == 0 {
 						under = string(t.ID)

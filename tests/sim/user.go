@@ -37,8 +37,11 @@ func (w *World) use() {
 	case n < 89:
 		role := []spec.NodeRole{spec.RoleManager, spec.RoleWorker}[w.rng.IntN(2)]
 		c.SetRole = &store.SetRole{ID: w.hosts[w.rng.IntN(len(w.hosts))].id, Role: role}
-	case n < 95:
+	case n < 93:
 		w.member()
+		return
+	case n < 95:
+		w.rotate()
 		return
 	case n < 97:
 		c.CreateNetwork = &store.CreateNetwork{Name: "edge", Spec: spec.NetworkSpec{Driver: spec.DriverOverlay}}
@@ -205,6 +208,7 @@ func (w *World) stack(name string, good bool) spec.Stack {
 		w.policies(&svc)
 		s.Services[name] = svc
 	}
+	w.secrets(&s)
 	return s
 }
 

@@ -43,6 +43,8 @@ type World struct {
 	// Trace has one line per event, for the reader of a failing seed.
 	Trace []string
 	err   error
+	// versions are those that services had.
+	versions map[version]bool
 }
 
 // begin is when a world begins; its first leader has led for long.
@@ -58,6 +60,8 @@ func New(seed uint64) *World {
 		epoch: 1,
 		now:   begin,
 		seen:  reconciler.NewSightings(longLed),
+
+		versions: map[version]bool{},
 	}
 	w.scarce = w.chance(20)
 	format := store.Format
@@ -366,6 +370,8 @@ func (w *World) afterPlan(before *store.Snapshot, plan spec.Plan, res store.Resu
 		w.apply(store.Command{Time: w.clock(), ApplyPlan: &store.ApplyPlan{Epoch: w.epoch, Parts: next.Parts}})
 		next = w.planOf()
 	}
+	// Contents go when nothing refers to them any more, and by the length of the log.
+	next.Parts = slices.DeleteFunc(next.Parts, func(p spec.Part) bool { return len(p.RemoveContents) > 0 })
 	if !next.Empty() {
 		w.failf("a second plan is not empty: %s\nafter the plan %s", encode(next), encode(plan))
 	}
@@ -417,6 +423,8 @@ func (w *World) Converge() {
 	}
 	w.upgrade()
 	w.lastWill()
+	w.index += 2 * keepContents
+	w.value() // now what nothing refers to is due to go
 	w.rest()
 	if w.err == nil && w.dead == nil && w.away == nil {
 		w.spoil()
@@ -479,6 +487,7 @@ func (w *World) rest() {
 			w.checkDocuments(w.store.Snapshot())
 			w.checkDrained()
 			w.checkPairsAtRest()
+			w.checkFiles()
 			if w.dead == nil && w.away == nil {
 				w.checkNothingLeft(w.store.Snapshot())
 				w.checkViews()
