@@ -34,7 +34,7 @@ func (w *worker) do(ctx context.Context, a action, in input) error {
 		}
 		return w.attach(ctx)
 	case actCreate:
-		return w.create(ctx)
+		return w.create(ctx, in.stage())
 	case actLogs:
 		return w.drainLogs(ctx)
 	case actLease:
@@ -91,6 +91,14 @@ func (w *worker) ensureImage(ctx context.Context) error {
 	w.begin(spec.TaskPreparing, "pulling "+w.tmpl.Image)
 	pctx, done := w.preparing(ctx)
 	image, err := w.a.c.Images.Ensure(pctx, ImageRequest{Image: w.tmpl.Image, Digest: w.tmpl.Digest, Platform: w.tmpl.Platform})
+	w.images = nil
+	for i := 0; err == nil && i < len(w.tmpl.PreStart); i++ {
+		h := &w.tmpl.PreStart[i]
+		w.begin(spec.TaskPreparing, "pulling "+h.Image)
+		var c ImageConfig
+		c, err = w.a.c.Images.Ensure(pctx, ImageRequest{Image: h.Image, Digest: h.Digest, Platform: w.tmpl.Platform})
+		w.images = append(w.images, c)
+	}
 	switch err = done(err); {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -219,7 +227,7 @@ func (w *worker) startCall(ctx context.Context, do func(ctx context.Context) err
 	return w.call(ctx, createTimeout, do)
 }
 
-func (w *worker) create(ctx context.Context) error {
+func (w *worker) create(ctx context.Context, stage int) error {
 	w.begin(spec.TaskStarting, "creating the container")
 	if w.unstored != nil {
 		return w.unstored
@@ -228,6 +236,9 @@ func (w *worker) create(ctx context.Context) error {
 		Task: w.id, Name: spec.TaskName(w.task, w.a.c.NodeName), Stack: w.task.Stack, Service: w.task.Service,
 		Hostname: w.prep.hostname, Template: *w.tmpl, Image: *w.mem.Image, NetNS: w.netns, Mounts: w.prep.mounts,
 		Stdout: w.prep.stdout, Stderr: w.prep.stderr, EnvFile: w.prep.env,
+	}
+	if c.Stage, c.Template = stage, w.tmpl.Stage(stage); stage > 0 {
+		c.Image, c.Fill = w.images[stage-1], w.mem.Image.Ref
 	}
 	err := w.startCall(ctx, func(ctx context.Context) error { return w.a.c.Runtime.Create(ctx, c) })
 	switch {
@@ -241,7 +252,7 @@ func (w *worker) create(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	w.run = ContainerState{Task: w.id, State: RunCreated}
+	w.run = ContainerState{Task: w.id, State: RunCreated, Stage: stage}
 	return nil
 }
 
@@ -324,7 +335,7 @@ func (w *worker) start(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err == nil:
-		w.run = ContainerState{Task: w.id, State: RunRunning, PID: pid}
+		w.run = ContainerState{Task: w.id, State: RunRunning, Stage: w.run.Stage, PID: pid}
 		w.commit(w.started(m, pid))
 		return nil
 	case transient(err):
@@ -336,6 +347,9 @@ func (w *worker) start(ctx context.Context) error {
 		if strings.Contains(err.Error(), "permission denied") {
 			e.code = 126
 		}
+	}
+	if w.run.Stage > 0 {
+		e.err = w.initText("failed") + ": " + e.err
 	}
 	w.commit(endAttempt(m, e, false, w.tmpl.Restart, time.Now()))
 	return nil
@@ -354,6 +368,10 @@ func (w *worker) started(m memory, pid int) memory {
 	a := *m.Attempt
 	a.PID = pid
 	m.setHealth(spec.HealthStarting, a.Started)
+	if w.run.Stage > 0 { // it is not the task yet that runs
+		m.Attempt, m.Status.PID, m.Status.NextStart, m.Status.Reason = &a, pid, time.Time{}, w.initText("runs")
+		return m
+	}
 	if resolveCheck(w.tmpl.Health, imageHealth(m.Image)) == nil && !hooksLeft(w.tmpl, &a) {
 		m.setHealth(spec.HealthNone, a.Started)
 		a.GoodSince = a.Started
@@ -419,6 +437,14 @@ func (w *worker) ended(ctx context.Context, in input) error {
 	if w.mem.Exclusive && e.code == 128+sigKill && !e.oom && w.mem.StopSent.IsZero() && w.a.leases.over(w.id, e.at) {
 		e.unleased, e.err = true, "its lease was over: no manager answered in time"
 	}
+	if in.run.Stage > 0 {
+		if !e.failed() && !in.stopping() && in.desired != spec.DesiredDraining {
+			return w.initDone(in)
+		}
+		if e.failed() {
+			e.err = w.initText("failed") + ": " + e.describe()
+		}
+	}
 	if e.failed() {
 		e.log = lastLog(ctx, w.mem.Sink, LogDir(w.a.c.DataDir, w.id))
 		if ctx.Err() != nil {
@@ -433,9 +459,12 @@ func (w *worker) ended(ctx context.Context, in input) error {
 	m := w.mem
 	if in.run.State == RunStopped {
 		m.LastEnded = in.run.Ended
-		if m.Status.State.Before(spec.TaskRunning) { // it has run, whoever remembers
+		if in.run.Stage == 0 && m.Status.State.Before(spec.TaskRunning) { // it has run, whoever remembers
 			m.setState(spec.TaskRunning, time.Now())
 		}
+	}
+	if in.run.Stage > 0 && halted { // what comes before a task does not complete it
+		m.end(spec.TaskStopped, "")
 	}
 	m = endAttempt(m, e, halted, policy, time.Now())
 	w.a.log.Info("attempt ended", "task", w.id, "code", e.code, "reason", m.Status.Reason)

@@ -120,6 +120,11 @@ type Container struct {
 	Name    string // "shop.web.1"
 	Stack   string
 	Service string
+	// Stage is 0 for the task's own container, and n for the n-th of those that
+	// come before its start; Template is that of the stage. Fill is the Ref of the
+	// image that volumes are filled from, when that is not Image.
+	Stage int
+	Fill  string
 	// Hostname inside the container.
 	Hostname string
 	Template spec.Template
@@ -185,6 +190,8 @@ const (
 type ContainerState struct {
 	Task  spec.TaskID
 	State RunState
+	// Stage as in Container.
+	Stage int
 	PID   int
 	// ExitCode, Ended and OOM are set when State is RunStopped. ExitCode is
 	// 128 + signal for a process that a signal killed, as runtimes report it.

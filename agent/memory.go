@@ -39,6 +39,8 @@ type memory struct {
 	Joins spec.TaskID `json:"joins,omitempty"`
 	// Exclusive tasks run only while the node has a lease.
 	Exclusive bool `json:"exclusive,omitempty"`
+	// Inits counts the containers before the start that have done their work.
+	Inits int `json:"inits,omitempty"`
 	// Attempt is the present one: about to be started, or running.
 	Attempt *attempt `json:"attempt,omitempty"`
 	// LastEnded is the runtime's time of the last end that was taken note of.

@@ -54,6 +54,8 @@ type input struct {
 	fresh bool
 	// What has been done in the life of this process.
 	image, mounts, network, logs, detached bool
+	// inits is how many containers come before the task's own.
+	inits int
 	// probing: a health check is under way; hooking: a hook is.
 	probing, hooking bool
 	// postStart: there are hooks after the start that have not succeeded yet.
@@ -133,6 +135,14 @@ func (in *input) step(now time.Time) decision {
 	}
 }
 
+// stage is that of the container which the task needs now.
+func (in *input) stage() int {
+	if in.mem.Inits < in.inits {
+		return in.mem.Inits + 1
+	}
+	return 0
+}
+
 // hasEnded reports whether the runtime shows the end of a process that is not
 // in the memory yet.
 func (in *input) hasEnded() bool {
@@ -187,7 +197,7 @@ func (in *input) stepEnding(now time.Time) decision {
 // a reason of its own, and long since, or never will, when they do not know of
 // the task any more.
 func (in *input) drains() bool {
-	return in.serves && !in.drained && in.wanted && in.stopping() && in.mem.StopSent.IsZero()
+	return in.serves && in.run.Stage == 0 && !in.drained && in.wanted && in.stopping() && in.mem.StopSent.IsZero()
 }
 
 // lastWord is what hooks before the stop leave of the grace for the process to
@@ -198,7 +208,7 @@ const lastWord = 2 * time.Second
 // is to be sent.
 func (in *input) preStop(now time.Time) (d decision, ok bool) {
 	m := &in.mem
-	if in.signalled || !m.KillSent.IsZero() || m.PreStopped >= len(m.Stop.Hooks) {
+	if in.run.Stage > 0 || in.signalled || !m.KillSent.IsZero() || m.PreStopped >= len(m.Stop.Hooks) {
 		return d, false
 	}
 	if m.StopSent.IsZero() {
@@ -265,6 +275,9 @@ func (in *input) stepRunning(now time.Time) decision {
 		}
 		next = d.until
 	}
+	if in.run.Stage > 0 { // it is not to serve, but to end
+		return decision{actWait, next}
+	}
 	if in.postStart {
 		if in.hooking {
 			return decision{actWait, next}
@@ -308,6 +321,8 @@ func (in *input) stepStarting(now time.Time) decision {
 		return decision{actWait, in.hold}
 	}
 	switch {
+	case in.run.State != "" && in.run.Stage != in.stage(): // it has done its work
+		return in.try(actRemove, now)
 	case !in.image && (m.Image == nil || in.run.State == ""):
 		return in.try(actImage, now)
 	case !in.mounts:

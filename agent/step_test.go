@@ -21,6 +21,8 @@ func TestStep(t *testing.T) {
 	alive := func() memory {
 		return memory{Status: spec.TaskStatus{State: spec.TaskRunning}, Stop: grace, Attempt: &attempt{Number: 1, Started: at(-10), PID: 7}}
 	}
+	// before is the second of two containers before the task's own.
+	before := func(m memory) memory { m.Inits = 1; return m }
 	// hooked has two hooks before the stop, which was begun then, or never at 0.
 	hooked := func(since float64, done int) memory {
 		m := alive()
@@ -104,6 +106,16 @@ func TestStep(t *testing.T) {
 		{"probe later", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, check: check}, decision{actWait, at(20)}},
 		{"probe now", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, check: &spec.HealthCheck{Interval: seconds(10)}}, decision{act: actProbe}},
 		{"probing", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, check: &spec.HealthCheck{Interval: seconds(10)}, probing: true}, decision{act: actWait}},
+		{"the first container before the start", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true, inits: 2}, decision{act: actCreate}},
+		{"it has been made", input{known: true, wanted: true, desired: run, mem: idle(), image: true, mounts: true, network: true, logs: true, inits: 2, run: ContainerState{State: RunCreated, Stage: 1}}, decision{act: actStart}},
+		{"it runs", input{known: true, wanted: true, desired: run, mem: alive(), network: true, inits: 2, run: ContainerState{State: RunRunning, PID: 7, Stage: 1}, check: &spec.HealthCheck{Interval: seconds(1)}, postStart: true}, decision{act: actWait}},
+		{"it has ended", input{known: true, wanted: true, desired: run, mem: alive(), inits: 2, run: ContainerState{State: RunStopped, Ended: at(-1), Stage: 1}}, decision{act: actEnded}},
+		{"it has done its work", input{known: true, wanted: true, desired: run, image: true, mounts: true, network: true, logs: true, inits: 2, run: ContainerState{State: RunStopped, Ended: at(-1), Stage: 1},
+			mem: before(memory{Status: spec.TaskStatus{State: spec.TaskStarting}, LastEnded: at(-1), Attempt: &attempt{Number: 1, Started: at(-1)}})}, decision{act: actRemove}},
+		{"the second one is there", input{known: true, wanted: true, desired: run, mem: before(idle()), image: true, mounts: true, network: true, logs: true, inits: 2, run: ContainerState{State: RunCreated, Stage: 2}}, decision{act: actStart}},
+		{"the one that failed", input{known: true, wanted: true, desired: run, mem: before(idle()), image: true, mounts: true, network: true, logs: true, inits: 2, run: ContainerState{State: RunStopped, Stage: 2}}, decision{act: actStart}},
+		{"the task's own after its end", input{known: true, wanted: true, desired: run, mem: func() memory { m := idle(); m.Inits = 2; return m }(), image: true, mounts: true, network: true, logs: true, inits: 2, run: stopped}, decision{act: actStart}},
+		{"a container before the start is told to stop", input{known: true, wanted: true, desired: stop, mem: hooked(0, 0), serves: true, inits: 2, run: ContainerState{State: RunRunning, PID: 7, Stage: 1}}, decision{act: actSignal}},
 		{"hook after the start", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, postStart: true, check: check}, decision{act: actHook}},
 		{"hook under way", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, postStart: true, hooking: true, check: &spec.HealthCheck{Interval: seconds(10)}}, decision{act: actWait}},
 		{"hook could not be run", input{known: true, wanted: true, desired: run, mem: alive(), run: running, network: true, postStart: true, retry: map[action]time.Time{actHook: at(3)}}, decision{actWait, at(3)}},

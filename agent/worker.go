@@ -42,6 +42,7 @@ type worker struct {
 	known     bool
 	fresh     bool
 	image     bool
+	images    []ImageConfig // of the containers before the start, when image is true
 	prep      *prepared
 	net       bool
 	netns     string
@@ -133,7 +134,7 @@ func (w *worker) see(begin uint64, s ContainerState) {
 }
 
 func sameRun(a, b ContainerState) bool {
-	return a.State == b.State && a.PID == b.PID && a.ExitCode == b.ExitCode && a.Ended.Equal(b.Ended) && a.OOM == b.OOM
+	return a.State == b.State && a.Stage == b.Stage && a.PID == b.PID && a.ExitCode == b.ExitCode && a.Ended.Equal(b.Ended) && a.OOM == b.OOM
 }
 
 // tellAgain reports the status whether or not it has changed.
@@ -284,6 +285,8 @@ func (w *worker) observe() input {
 		in.drainEnd, in.drained = w.drain.end, left == 0
 	}
 	if w.task != nil {
+		w.noteStage()
+		in.inits, in.mem.Inits = len(w.tmpl.PreStart), w.mem.Inits
 		in.serves = w.a.c.Senders != nil && len(w.served()) > 0
 		in.desired = w.task.Desired
 		in.postStart = hooksLeft(w.tmpl, w.mem.Attempt)

@@ -77,6 +77,10 @@ func (t *Template) mapped(f func(string) string) Template {
 	}
 	out := *t
 	out.Hostname, out.Env, out.Labels, out.Mounts = f(t.Hostname), all(t.Env), all(t.Labels), slices.Clone(t.Mounts)
+	out.PreStart = slices.Clone(t.PreStart)
+	for i := range out.PreStart {
+		out.PreStart[i].Env = all(out.PreStart[i].Env)
+	}
 	for i := range out.Mounts {
 		m := &out.Mounts[i]
 		m.Subpath = f(m.Subpath)
@@ -115,6 +119,11 @@ func (c *checker) placeholders(at string, t *Template) *Template {
 	}
 	for _, k := range slices.Sorted(maps.Keys(t.Labels)) {
 		check(at+".labels", t.Labels[k])
+	}
+	for i, p := range t.PreStart {
+		for _, k := range slices.Sorted(maps.Keys(p.Env)) {
+			check(fmt.Sprintf("%s.pre_start[%d].env", at, i), p.Env[k])
+		}
 	}
 	for i, m := range t.Mounts {
 		where := fmt.Sprintf("%s.mounts[%d]", at, i)

@@ -34,7 +34,7 @@ type Template struct {
 	StdinOpen   bool              `json:"stdin_open,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
-	// Placeholders: Hostname, the values of Env and Labels, and sources of binds
+	// Placeholders: Hostname, the values of Env (of PreStart, too) and Labels, and sources of binds
 	// and subpaths of mounts may hold placeholders such as {{.Task.Slot}}, which
 	// the node replaces for each task.
 	Placeholders bool `json:"placeholders,omitempty"`
@@ -55,6 +55,9 @@ type Template struct {
 	ExtraHosts []string `json:"extra_hosts,omitempty"`
 
 	Health *HealthCheck `json:"health,omitempty"`
+	// PreStart run to their end, one after the other, before the first start of
+	// the task's own container: once for each task, not for each attempt.
+	PreStart []InitContainer `json:"pre_start,omitempty"`
 	// PostStart are run one after the other in the container when its process has
 	// been started; until all have succeeded the task is not ready, and a failure
 	// ends the attempt. PreStop are run before the stop signal, within StopGrace.
@@ -199,6 +202,37 @@ type HealthCheck struct {
 	StartInterval Duration `json:"start_interval,omitempty"`
 	// Retries is how many failures in a row make a container unhealthy.
 	Retries int `json:"retries"`
+}
+
+// InitContainer is a container that comes before a task's own, with the network
+// and the volumes of that; what it does not say here it has of it as well.
+type InitContainer struct {
+	// Image and Digest as in Template.
+	Image  string `json:"image"`
+	Digest string `json:"digest,omitempty"`
+	// Entrypoint, Command, Env, User and WorkingDir are all that there is of
+	// each, beside what the image says.
+	Entrypoint []string          `json:"entrypoint"`
+	Command    []string          `json:"command"`
+	Env        map[string]string `json:"env,omitempty"`
+	User       string            `json:"user,omitempty"`
+	WorkingDir string            `json:"working_dir,omitempty"`
+	Privileged bool              `json:"privileged,omitempty"`
+}
+
+// Stage returns the template of the n-th container of PreStart, from 1; for 0
+// that of the task's own.
+func (t *Template) Stage(n int) Template {
+	out := *t
+	out.PreStart = nil
+	if n == 0 {
+		return out
+	}
+	i := &t.PreStart[n-1]
+	out.Image, out.Digest, out.Entrypoint, out.Command = i.Image, i.Digest, i.Entrypoint, i.Command
+	out.Env, out.User, out.WorkingDir, out.Privileged = i.Env, i.User, i.WorkingDir, i.Privileged
+	out.PostStart, out.PreStop, out.Health = nil, nil, nil
+	return out
 }
 
 // Hook is a command that is run in a running container.

@@ -74,6 +74,19 @@ func (c *checker) template(at string, t *Template) {
 	c.secretEnv(at+".secret_env", t.SecretEnv)
 	c.attachments(at, t)
 	c.health(at+".health", t.Health)
+	for i, p := range t.PreStart {
+		where := fmt.Sprintf("%s.pre_start[%d]", at, i)
+		if strings.TrimSpace(p.Image) == "" {
+			c.add(where+".image", "a container before the start needs an image")
+		}
+		if p.Digest != "" && !digestForm.MatchString(p.Digest) {
+			c.add(where+".digest", "%q is not a digest", p.Digest)
+		}
+		if p.WorkingDir != "" && !path.IsAbs(p.WorkingDir) {
+			c.add(where+".working_dir", "%q is not an absolute path", p.WorkingDir)
+		}
+		c.env(where+".env", p.Env)
+	}
 	c.hooks(at+".post_start", t.PostStart)
 	c.hooks(at+".pre_stop", t.PreStop)
 	oneOf(c, at+".restart.condition", t.Restart.Condition, RestartAny, RestartOnFailure, RestartNone)

@@ -28,6 +28,7 @@ func validStack() *Stack {
 					Networks: []Attachment{{Network: "default", Aliases: []string{"www.shop"}}},
 					DNS:      []string{"10.0.0.1"}, ExtraHosts: []string{"a=::1", "b=host-gateway"},
 					Health:    &HealthCheck{Test: []string{"CMD", "true"}, Interval: Duration(time.Second), Timeout: Duration(time.Second), Retries: 1},
+					PreStart:  []InitContainer{{Image: "init", Digest: "sha256:" + strings.Repeat("0", 64), WorkingDir: "/srv"}},
 					PostStart: []Hook{{Command: []string{"warm"}, WorkingDir: "/", Env: map[string]string{"A": "b"}}}, PreStop: []Hook{{Command: []string{"flush"}}},
 					Restart: Restart{Condition: RestartAny},
 					Resources: Resources{
@@ -174,6 +175,10 @@ func TestValidateStackRefuses(t *testing.T) {
 		{"health.interval:", web(func(s *ServiceSpec) { s.Template.Health.Interval = -1 })},
 		{"health.start_period:", web(func(s *ServiceSpec) { s.Template.Health.StartPeriod = -1 })},
 		{"health.retries:", web(func(s *ServiceSpec) { s.Template.Health.Retries = -1 })},
+		{"template.pre_start[0].image:", web(func(s *ServiceSpec) { s.Template.PreStart[0].Image = "" })},
+		{"template.pre_start[0].digest:", web(func(s *ServiceSpec) { s.Template.PreStart[0].Digest = "x" })},
+		{"template.pre_start[0].working_dir:", web(func(s *ServiceSpec) { s.Template.PreStart[0].WorkingDir = "x" })},
+		{"template.pre_start[0].env:", web(func(s *ServiceSpec) { s.Template.PreStart[0].Env = map[string]string{"=": "x"} })},
 		{"template.post_start[0]: a hook", web(func(s *ServiceSpec) { s.Template.PostStart[0].Command = nil })},
 		{"template.post_start[0].working_dir:", web(func(s *ServiceSpec) { s.Template.PostStart[0].WorkingDir = "a" })},
 		{"template.post_start[0].env:", web(func(s *ServiceSpec) { s.Template.PostStart[0].Env = map[string]string{"": "x"} })},

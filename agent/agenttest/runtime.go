@@ -56,7 +56,7 @@ func (h *Host) Create(ctx context.Context, c agent.Container) error {
 	}
 	h.mu.Lock()
 	if h.containers[c.Task] == nil {
-		h.containers[c.Task] = &container{spec: c, files: map[string]int{}, state: agent.ContainerState{Task: c.Task, State: agent.RunCreated}}
+		h.containers[c.Task] = &container{spec: c, files: map[string]int{}, state: agent.ContainerState{Task: c.Task, State: agent.RunCreated, Stage: c.Stage}}
 	}
 	h.mu.Unlock()
 	leave()
@@ -110,7 +110,7 @@ func (h *Host) start(t spec.TaskID) (int, error) {
 	if c.spec.EnvFile != "" {
 		h.showLocked(c, agent.Mount{Source: c.spec.EnvFile, Target: "env"})
 	}
-	c.state = agent.ContainerState{Task: t, State: agent.RunRunning, PID: pid}
+	c.state = agent.ContainerState{Task: t, State: agent.RunRunning, Stage: c.spec.Stage, PID: pid}
 	h.runLocked(c, args[2])
 	return pid, nil // also when it has ended already
 }
@@ -184,7 +184,7 @@ func (h *Host) endLocked(c *container, code int, oom bool) {
 	if c.end != nil {
 		c.end.Stop()
 	}
-	c.state = agent.ContainerState{Task: c.spec.Task, State: agent.RunStopped, ExitCode: code, OOM: oom, Ended: time.Now()}
+	c.state = agent.ContainerState{Task: c.spec.Task, State: agent.RunStopped, Stage: c.spec.Stage, ExitCode: code, OOM: oom, Ended: time.Now()}
 	h.wake()
 }
 
@@ -206,7 +206,7 @@ func (h *Host) Reboot() {
 		if c.end != nil {
 			c.end.Stop()
 		}
-		c.state = agent.ContainerState{Task: id, State: agent.RunCreated}
+		c.state = agent.ContainerState{Task: id, State: agent.RunCreated, Stage: c.spec.Stage}
 	}
 	clear(h.netns)
 	h.sinks = nil

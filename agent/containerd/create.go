@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -41,7 +42,13 @@ func (r *Runtime) create(ctx context.Context, c agent.Container) error {
 	}
 	maps.Copy(rec.Labels, imageLabels(rec.ID, rec.Snapshotter, images))
 	// A large volume takes its time.
-	if err := r.copyUp(ctx, c.Mounts, img); err != nil {
+	fill := img
+	if c.Fill != "" {
+		if fill, err = r.image(ctx, c.Fill); err != nil {
+			return err
+		}
+	}
+	if err := r.copyUp(ctx, c.Mounts, fill); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, createTimeout)
@@ -119,6 +126,9 @@ func (r *Runtime) container(ctx context.Context, c agent.Container, img *image) 
 	}
 	if c.Template.TTY {
 		labels[labelTTY], labels[labelStderr] = "true", ""
+	}
+	if c.Stage > 0 {
+		labels[labelStage] = strconv.Itoa(c.Stage)
 	}
 	if c.Template.StdinOpen {
 		labels[labelStdin] = r.dir("stdin", id)

@@ -55,6 +55,7 @@ const (
 	labelStderr  = "wherry.dev/stderr"
 	labelTTY     = "wherry.dev/tty"
 	labelCgroup  = "wherry.dev/cgroup"
+	labelStage   = "wherry.dev/stage"
 	// labelRealtime marks containers that get a share of real-time scheduling.
 	labelRealtime = "wherry.dev/realtime"
 	// labelImage and a number name the images that are mounted into the container.

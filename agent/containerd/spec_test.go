@@ -133,6 +133,7 @@ var elsewhere = map[string]string{
 	"DNSOptions": "the agent writes resolv.conf",
 	"ExtraHosts": "the agent writes hosts",
 	"Health":     "the agent's checks",
+	"PreStart":   "the agent's steps before the start",
 	"PostStart":  "the agent's hooks",
 	"PreStop":    "the agent's hooks",
 

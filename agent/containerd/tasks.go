@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -75,6 +76,7 @@ func (r *Runtime) processes(ctx context.Context) (map[string]*tasktypes.Process,
 // died, containerd was restarted after its end, or its shim does not answer.
 func (r *Runtime) state(c containers.Container, p *tasktypes.Process, boot string) agent.ContainerState {
 	s := agent.ContainerState{Task: spec.TaskID(c.ID), State: agent.RunCreated}
+	s.Stage, _ = strconv.Atoi(c.Labels[labelStage]) // absent: the task's own
 	run, started := readRun(r.records(), c.ID)
 	if p != nil {
 		switch p.Status {

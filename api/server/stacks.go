@@ -195,9 +195,9 @@ func (s *Server) nameContents(p *api.PutStack) (map[spec.ContentID][]byte, error
 	return out, errors.Join(errs...)
 }
 
-// pinImages gives every service the digest of its image, and of those that it
-// mounts. A reference that has not changed keeps its digest, unless the caller
-// or the service asks for a new one.
+// pinImages gives every service the digest of its image, of those that it
+// mounts and of those that run before it. A reference that has not changed keeps
+// its digest, unless the caller or the service asks for a new one.
 func (s *Server) pinImages(ctx context.Context, p *api.PutStack) error {
 	snap := s.Store.Snapshot()
 	var errs []error
@@ -242,6 +242,10 @@ func (s *Server) pinImages(ctx context.Context, p *api.PutStack) error {
 				pin(fmt.Sprintf("services.%s.volumes: %s", name, m.Target), m.Source, t.Platform, fresh, &m.Digest, pinned[m.Source])
 			}
 		}
+		for i := range t.PreStart {
+			h := &t.PreStart[i]
+			pin(fmt.Sprintf("services.%s.pre_start[%d].image", name, i), h.Image, t.Platform, fresh, &h.Digest, pinned[h.Image])
+		}
 		p.Stack.Services[name] = sv
 	}
 	return errors.Join(errs...)
@@ -254,6 +258,9 @@ func pinnedImages(t *spec.Template) map[string]string {
 		if m.Type == spec.MountImage {
 			out[m.Source] = m.Digest
 		}
+	}
+	for _, h := range t.PreStart {
+		out[h.Image] = h.Digest
 	}
 	out[t.Image] = t.Digest
 	return out

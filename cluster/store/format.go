@@ -16,7 +16,7 @@ func newInTemplate(s *spec.ServiceSpec) bool {
 		t.Placeholders ||
 		t.Seccomp != nil ||
 		slices.ContainsFunc(t.Mounts, func(m spec.Mount) bool { return m.Submounts != "" || m.Digest != "" || m.Type == spec.MountImage }) ||
-		t.PostStart != nil || t.PreStop != nil ||
+		t.PreStart != nil || t.PostStart != nil || t.PreStop != nil ||
 		t.Runtime != "" || t.UTSMode != "" || t.CgroupMode != "" || t.Umask != nil || t.DeviceRules != nil || t.DeviceRequests != nil ||
 		r.ReserveGeneric != nil || r.KeepOnOOM || r.Swappiness != nil || r.RealtimeRuntime != 0 || r.RealtimePeriod != 0 || r.BlockIO != nil
 }

@@ -226,8 +226,7 @@ func (a *app) withImage(ctx context.Context, cl *api.Client, stack, service, ima
 	if !ok {
 		return api.PutStack{}, spec.NotFoundf("stack %s has no service %q", stack, service)
 	}
-	svc.Template.Image, svc.Template.Digest, err = compose.NormalizeImage(cmp.Or(image, svc.Template.Image))
-	if err != nil {
+	if err := setImage(&svc.Template, cmp.Or(image, svc.Template.Image)); err != nil {
 		return api.PutStack{}, &exitError{exitInvalid, err}
 	}
 	d.Spec.Services[service] = svc
@@ -236,4 +235,20 @@ func (a *app) withImage(ctx context.Context, cl *api.Client, stack, service, ima
 		put.PullServices = []string{service}
 	}
 	return put, nil
+}
+
+// setImage changes the image of a service, also where containers before it have
+// the same: a migration is of one version with what it migrates for.
+func setImage(t *spec.Template, image string) error {
+	name, digest, err := compose.NormalizeImage(image)
+	if err != nil {
+		return err
+	}
+	for i := range t.PreStart {
+		if h := &t.PreStart[i]; h.Image == t.Image {
+			h.Image, h.Digest = name, digest
+		}
+	}
+	t.Image, t.Digest = name, digest
+	return nil
 }

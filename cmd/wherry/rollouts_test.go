@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"wherry.dev/api"
 	"wherry.dev/spec"
 )
@@ -113,5 +115,23 @@ func TestWaitTellsTheTruth(t *testing.T) {
 				t.Errorf("exit %d: %s\nwant %d: %s", code, said, tt.code, tt.want)
 			}
 		})
+	}
+}
+
+func TestSetImage(t *testing.T) {
+	tmpl := spec.Template{Image: "docker.io/library/app:1", Digest: "sha256:1", PreStart: []spec.InitContainer{
+		{Image: "docker.io/library/app:1", Digest: "sha256:1"}, {Image: "docker.io/library/tool:1", Digest: "sha256:2"},
+	}}
+	if err := setImage(&tmpl, "app:2"); err != nil {
+		t.Fatal(err)
+	}
+	want := spec.Template{Image: "docker.io/library/app:2", PreStart: []spec.InitContainer{
+		{Image: "docker.io/library/app:2"}, {Image: "docker.io/library/tool:1", Digest: "sha256:2"},
+	}}
+	if d := cmp.Diff(want, tmpl); d != "" {
+		t.Error(d)
+	}
+	if err := setImage(&tmpl, "a:b:c"); err == nil || tmpl.Image != want.Image {
+		t.Errorf("error %v, image %s", err, tmpl.Image)
 	}
 }

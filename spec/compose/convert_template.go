@@ -45,6 +45,7 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 		DNSOptions:  s.DNSOpts,
 		ExtraHosts:  extraHosts(s.ExtraHosts),
 		Health:      c.health(at.key("healthcheck"), s.HealthCheck),
+		PreStart:    c.preStart(at, s),
 		PostStart:   c.hooks(at.key("post_start"), s.PostStart),
 		PreStop:     c.hooks(at.key("pre_stop"), s.PreStop),
 		Restart:     c.restart(at, s),

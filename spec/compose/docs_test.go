@@ -34,7 +34,7 @@ func TestTableCoversSchema(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, r := range allRows() {
-		if own := strings.Contains(r.path, ".x-wherry"); own == paths[r.path] {
+		if own := strings.Contains(r.path, ".x-wherry") || strings.HasSuffix(r.path, ".[].*"); own == paths[r.path] {
 			t.Errorf("the row %s is for a key that Compose does not have", r.path)
 		}
 		if seen[r.path] {

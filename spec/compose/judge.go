@@ -2,6 +2,8 @@ package compose
 
 import (
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -50,10 +52,33 @@ func (l *loading) judgeModel(model map[string]any) {
 		}
 		for name, s := range services {
 			if l.active(l.tree.get("services", name)) {
-				j.values(path{"services", name}, s)
+				j.values(path{"services", name}, withoutInherited(s))
 			}
 		}
 	}
+}
+
+// withoutInherited returns a service without what its containers before the
+// start have of it.
+func withoutInherited(service any) any {
+	s, _ := service.(map[string]any)
+	hooks, ok := s["pre_start"].([]any)
+	if !ok {
+		return service
+	}
+	s = maps.Clone(s)
+	own := make([]any, len(hooks))
+	for i, h := range hooks {
+		hook, _ := h.(map[string]any)
+		own[i] = maps.Clone(hook)
+		for k, v := range hook {
+			if reflect.DeepEqual(v, s[k]) {
+				delete(own[i].(map[string]any), k)
+			}
+		}
+	}
+	s["pre_start"] = own
+	return s
 }
 
 type judging struct {

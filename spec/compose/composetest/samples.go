@@ -325,4 +325,14 @@ var Samples = map[string]Pair{
 	"services.*.runtime":                                                                         service("runtime: crun", "runtime: runsc"),
 	"services.*.deploy.resources.reservations.generic_resources.[].discrete_resource_spec.kind":  service("deploy: {resources: {reservations: {generic_resources: [{discrete_resource_spec: {kind: a, value: 1}}]}}}", "deploy: {resources: {reservations: {generic_resources: [{discrete_resource_spec: {kind: b, value: 1}}]}}}"),
 	"services.*.deploy.resources.reservations.generic_resources.[].discrete_resource_spec.value": service("deploy: {resources: {reservations: {generic_resources: [{discrete_resource_spec: {kind: a, value: 1}}]}}}", "deploy: {resources: {reservations: {generic_resources: [{discrete_resource_spec: {kind: a, value: 2}}]}}}"),
+	"services.*.pre_start.[].command":                                                            service("pre_start: [{command: [a]}]", "pre_start: [{command: a b}]"),
+	"services.*.pre_start.[].entrypoint":                                                         service("pre_start: [{command: a, entrypoint: [a]}]", "pre_start: [{command: a, entrypoint: [b]}]"),
+	"services.*.pre_start.[].image":                                                              service("pre_start: [{command: a, image: a}]", "pre_start: [{command: a, image: b}]"),
+	"services.*.pre_start.[].user":                                                               service("pre_start: [{command: a, user: a}]", "pre_start: [{command: a, user: b}]"),
+	"services.*.pre_start.[].privileged":                                                         service("pre_start: [{command: a, privileged: true}]", "pre_start: [{command: a, privileged: false}]"),
+	"services.*.pre_start.[].working_dir":                                                        service("pre_start: [{command: a, working_dir: /a}]", "pre_start: [{command: a, working_dir: /b}]"),
+	"services.*.pre_start.[].environment":                                                        service("pre_start: [{command: a, environment: {A: b}}]", "pre_start: [{command: a, environment: [A=c]}]"),
+	"services.*.pre_start.[].env_file":                                                           service("pre_start: [{command: a, env_file: a.env}]", "pre_start: [{command: a, env_file: b.env}]"),
+	// without it, a second task is refused
+	"services.*.pre_start.[].per_replica": service("scale: 2\npre_start: [{command: a, per_replica: true}]", "scale: 2\npre_start: [{command: a, per_replica: false}]"),
 }
