@@ -197,7 +197,14 @@ func (l *loading) at(v Verdict, p path, message, hint string) {
 	l.add(Finding{Verdict: v, Path: p.String(), File: n.file, Line: n.line, Column: n.column, Message: message, Hint: hint})
 }
 
+// refuse records a refusal. Without a better hint it names the variables of the
+// value that are not set: an empty one is why most of such values are wrong.
 func (l *loading) refuse(p path, hint, format string, args ...any) {
+	if n := l.tree.get(p...); hint == "" && n != nil {
+		if unset := l.unset(n); len(unset) > 0 {
+			hint = "set " + strings.Join(unset, ", ") + ", which is not set and counts as empty"
+		}
+	}
 	l.at(Refused, p, fmt.Sprintf(format, args...), hint)
 }
 

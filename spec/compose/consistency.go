@@ -21,7 +21,7 @@ func (l *loading) checkConsistency(p *types.Project) (cheap bool) {
 		s := p.Services[name]
 		at := path{"services", name}
 		if s.Image == "" && s.Build == nil && s.Provider == nil {
-			l.refuse(at, "set image", "the service has no image")
+			l.refuse(at, "set image, or give the file that does by one more -f", "the service has no image")
 		}
 		l.checkReferences(at, p, s)
 		l.checkLimits(at, s)
@@ -70,7 +70,7 @@ func (l *loading) checkReferences(at path, p *types.Project, s types.ServiceConf
 		case disabled:
 			l.refuse(at.key("depends_on").key(d), "activate its profile, or set required: false", "the service %q is not active", d)
 		default:
-			l.refuse(at.key("depends_on").key(d), nearestName(d, p.Services), "the service %q does not exist", d)
+			l.refuse(at.key("depends_on").key(d), nearestOr(d, p.Services, "declare it, or give the file that does by one more -f"), "the service %q does not exist", d)
 		}
 	}
 }

@@ -142,7 +142,11 @@ func (c *conversion) volumePath(at path, i int, v types.ServiceVolumeConfig) pat
 func (c *conversion) mount(at path, v types.ServiceVolumeConfig) (spec.Mount, bool) {
 	m := spec.Mount{Type: spec.MountType(v.Type), Source: v.Source, Target: v.Target, ReadOnly: v.ReadOnly}
 	if !filepath.IsAbs(v.Target) {
-		c.refuse(at, "", "the target %q is not an absolute path of the container", v.Target)
+		hint := ""
+		if v.Source == "" { // a name alone is taken for the target
+			hint = "write " + v.Target + ":/PATH to mount the volume " + v.Target
+		}
+		c.refuse(at, hint, "the target %q is not an absolute path of the container", v.Target)
 		return m, false
 	}
 	switch v.Type {

@@ -3,6 +3,7 @@ package compose
 import (
 	"cmp"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -114,10 +115,17 @@ func byPriority(networks map[string]*types.ServiceNetworkConfig) []string {
 	})
 }
 
+// containerName is what can be looked up, as any name of a service.
+var containerName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?$`)
+
 // names returns all further names of a service on a network.
 func (c *conversion) names(s types.ServiceConfig, aliases []string) []string {
 	all := slices.Concat(aliases, c.aliases[s.Name])
-	if s.ContainerName != "" {
+	switch {
+	case s.ContainerName == "":
+	case !containerName.MatchString(s.ContainerName):
+		c.refuse(path{"services", s.Name, "container_name"}, "", "%q is not a name, want letters and digits with ., _ and - in between", s.ContainerName)
+	default:
 		all = append(all, s.ContainerName)
 	}
 	slices.Sort(all)

@@ -25,6 +25,15 @@ const (
 	defaultRetries       = 3
 )
 
+// searchDomains writes the empty value, by which files turn the search off, as
+// the dot that stands for none.
+func searchDomains(domains []string) []string {
+	if len(domains) == 1 && strings.TrimSpace(domains[0]) == "" {
+		return []string{"."}
+	}
+	return domains
+}
+
 func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 	t := spec.Template{
 		Platform:    c.platform(at.key("platform"), s.Platform),
@@ -41,7 +50,7 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 		Labels:      c.labels(at, s),
 		Annotations: nonEmpty(s.Annotations),
 		DNS:         s.DNS,
-		DNSSearch:   s.DNSSearch,
+		DNSSearch:   searchDomains(s.DNSSearch),
 		DNSOptions:  s.DNSOpts,
 		ExtraHosts:  extraHosts(s.ExtraHosts),
 		Health:      c.health(at.key("healthcheck"), s.HealthCheck),

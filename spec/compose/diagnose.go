@@ -59,7 +59,7 @@ func (l *loading) diagnose(first error) (*types.Project, bool) {
 func (l *loading) explained(err error) bool {
 	p, message := l.errorPlace(err)
 	return slices.ContainsFunc(l.findings, func(f Finding) bool {
-		return f.Verdict == Refused && (f.Message == message || f.Path != "" && (f.Path == p.String() || strings.HasPrefix(f.Path, p.String()+".") || strings.Contains(err.Error(), f.Path)))
+		return f.Verdict == Refused && (f.Message == message || f.Path != "" && (f.Path == p.String() || strings.HasPrefix(f.Path, p.String()+".") || strings.HasPrefix(f.Path, p.String()+"[") || strings.Contains(err.Error(), f.Path)))
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/compose-spec/compose-go/v2/template"
@@ -74,17 +75,39 @@ func (l *loading) checkVariable(p path, n *node, unset map[string]bool) {
 		}
 		l.refuse(p, "set it in the environment or in an env file", "%s", message)
 	case err != nil:
-		l.refuse(p, "write $$ for a dollar sign", "the variables in %q are not valid", n.text())
+		l.refuse(p, "write $$ for a dollar sign", "the variables in %q are not valid", excerpt(n.text()))
 	}
 	if err != nil || nestedVariable.MatchString(n.text()) {
 		return
 	}
-	for _, m := range plainVariable.FindAllStringSubmatch(n.text(), -1) {
-		name := m[1] + m[2]
-		if _, ok := l.env[name]; ok || name == "" || name == "COMPOSE_PROJECT_NAME" || unset[name] {
+	for _, name := range l.unset(n) {
+		if unset[name] {
 			continue
 		}
 		unset[name] = true
 		l.note(p, "the variable %s is not set and counts as empty", name)
 	}
+}
+
+// unset lists the variables of a value that have no default and are not set.
+func (l *loading) unset(n *node) []string {
+	var names []string
+	for _, m := range plainVariable.FindAllStringSubmatch(n.text(), -1) {
+		name := m[1] + m[2]
+		if _, ok := l.env[name]; !ok && name != "" && name != "COMPOSE_PROJECT_NAME" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// maxExcerpt is how much of a value a message repeats, in bytes.
+const maxExcerpt = 100
+
+// excerpt is the beginning of a value, for messages.
+func excerpt(s string) string {
+	if len(s) <= maxExcerpt {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxExcerpt], "") + "…"
 }

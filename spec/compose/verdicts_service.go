@@ -71,7 +71,7 @@ var serviceRows = []row{
 	{path: "services.*.external_links", verdict: Refused, note: "links to containers that are not of the stack do not exist", hint: "put both services on one external network"},
 	{path: "services.*.expose", verdict: NoEffect, note: "tasks on one network reach all ports of each other anyway"},
 	{path: "services.*.dns", note: "asked for names outside of the cluster in place of the node's servers, the first four of them; a service on internal networks only asks nobody"},
-	{path: "services.*.dns_search", note: "in place of the node's; a dot alone is none"},
+	{path: "services.*.dns_search", note: "in place of the node's; a dot or an empty value alone is none"},
 	{path: "services.*.dns_opt", note: "and ndots:0 unless it is given"},
 	{path: "services.*.extra_hosts", note: "lines of /etc/hosts, IPv4 and IPv6; host-gateway is the node, as seen from the first network", subtree: true},
 	{path: "services.*.ports", note: "short, long and ranges; tcp and udp; without published one of 30000-32767, with a range for one target one of that"},
