@@ -267,6 +267,13 @@ func (c *Client) Steer(ctx context.Context, stack, service, action string, s Ste
 // TaskFilter selects tasks; empty fields select all.
 type TaskFilter struct{ Stack, Service string }
 
+// Why explains tasks that are not as they ought to be: of a stack, of a service
+// as "stack/service" or "stack/service.SLOT", of a task by name or ID, or all when
+// ref is empty.
+func (c *Client) Why(ctx context.Context, ref string) (l List[spec.ServiceWhy], err error) {
+	return l, c.call(ctx, "GET", "/v1/why", url.Values{"of": {ref}}, nil, &l)
+}
+
 // Tasks lists tasks, oldest first.
 func (c *Client) Tasks(ctx context.Context, f TaskFilter, p Poll) (l List[TaskInfo], err error) {
 	q := p.query()

@@ -178,9 +178,12 @@ type ServiceInfo struct {
 	State    string           `json:"state"`
 	Message  string           `json:"message,omitempty"`
 	// Blocked: nothing goes on before somebody does what Message says.
-	Blocked bool              `json:"blocked,omitempty"`
-	Update  spec.UpdateStatus `json:"update"`
-	Ports   []spec.Port       `json:"ports,omitempty"`
+	Blocked bool `json:"blocked,omitempty"`
+	// Impossible says why the nodes that there are could not take all tasks even if
+	// they were ready and empty; empty when they could.
+	Impossible string            `json:"impossible,omitempty"`
+	Update     spec.UpdateStatus `json:"update"`
+	Ports      []spec.Port       `json:"ports,omitempty"`
 	// VIPs of the service, one for each network on which it has one.
 	VIPs []VIP `json:"vips,omitempty"`
 }

@@ -63,6 +63,9 @@ var Routes = []Route{
 	{"service.resume", "POST", "/v1/services/{stack}/{service}/resume", RuleOperator, false},
 	{"service.restart", "POST", "/v1/services/{stack}/{service}/restart", RuleOperator, false},
 
+	// What it is about is in the query: a stack, a service or a task, as "of".
+	{"why", "GET", "/v1/why", RuleOperator, false},
+
 	{"task.list", "GET", "/v1/tasks", RuleOperator, false},
 	{"task.get", "GET", "/v1/tasks/{task}", RuleOperator, false},
 	{"task.logs", "GET", "/v1/tasks/{task}/logs", RuleOperator, false},

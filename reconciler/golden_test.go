@@ -43,6 +43,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //	lead                        a new leader begins to lead now
 //	wait DURATION | clock DURATION    the clock is set by that much
 //	content ID… | secret NAME ID | files TASK KEY=ID… | reads NODE | uses NODE ID    see data
+//	why STACK[/SERVICE[.PLACE]]
 //	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | used | tasks
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
@@ -297,6 +298,8 @@ func (c *cluster) do(line string) {
 		for _, n := range HostNetworks(c.store.Snapshot(), nodeID(f[1])) {
 			c.printNetwork(&n)
 		}
+	case "why":
+		c.printWhy(f[1])
 	case "tasks":
 		for _, t := range c.store.Snapshot().Tasks() {
 			c.printf("  %s\n", c.taskLine(t))

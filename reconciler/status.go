@@ -2,6 +2,7 @@ package reconciler
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -50,6 +51,9 @@ type ServiceStatus struct {
 	Update  spec.UpdateStatus `json:"update"`
 	Ports   []spec.Port       `json:"ports,omitempty"`
 	VIPs    []spec.ServiceVIP `json:"vips,omitempty"`
+	// Impossible says why the nodes that there are could not take all tasks even if
+	// they were ready and empty; empty when they could. Waiting does not help.
+	Impossible string `json:"impossible,omitempty"`
 }
 
 // Status returns where a stack stands; ok is false when there is no such
@@ -64,10 +68,7 @@ func Status(s *store.Snapshot, stack string, now time.Time) (st StackStatus, ok 
 	p.numberNetworks() // as the next plan will
 	want := 0
 	for _, svc := range s.ServicesOf(stack) {
-		one := p.status(svc)
-		p.judgePorts(svc, &one)
-		p.judgeFiles(svc, &one)
-		one.Message = cmp.Or(one.Message, p.whyNoVIP(svc), p.networkNote(svc)) // it works all the same
+		one := p.serviceStatus(svc)
 		st.Services = append(st.Services, one)
 		st.State = worse(st.State, one.State)
 		want += one.Desired
@@ -102,6 +103,15 @@ const (
 	impaired
 	failing
 )
+
+// serviceStatus says where a service stands, with what beside its tasks matters.
+func (p *planner) serviceStatus(svc *spec.Service) ServiceStatus {
+	one := p.status(svc)
+	p.judgePorts(svc, &one)
+	p.judgeFiles(svc, &one)
+	one.Message = cmp.Or(one.Message, p.whyNoVIP(svc), p.networkNote(svc)) // it works all the same
+	return one
+}
 
 func (p *planner) status(svc *spec.Service) ServiceStatus {
 	ports := publishedPorts(svc)
@@ -158,7 +168,42 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 	if svc.Spec.Mode == spec.Global && out.Desired == 0 {
 		out.State, out.Message = worse(out.State, StateDegraded), cmp.Or(out.Message, "no node fits: "+s.whyNoNode())
 	}
+	if why := s.impossible(); why != "" {
+		out.Message, out.Impossible = why, why
+		if out.State = worse(out.State, StateDegraded); out.Running < out.Desired {
+			out.State = StateFailed
+		}
+	}
 	return out
+}
+
+// impossible says why the nodes that there are could never take what the service
+// wants of them, or "". Tasks that run all the same are left in peace.
+func (s *pass) impossible() string {
+	want := s.svc.Replicas
+	if s.svc.Spec.Mode == spec.Global || s.joined() || s.missing() != "" {
+		return ""
+	}
+	room := s.board.Capacity(&s.class, want)
+	if room >= want || s.done() >= want {
+		return ""
+	}
+	why := fmt.Sprintf("the nodes have room for %d of %d tasks, were they all ready and empty", room, want)
+	if room == 0 {
+		why = "no node could take a task, were it ready and empty"
+	}
+	refusals, near := s.board.Explain(&s.class)
+	if len(refusals) > 0 {
+		counts, kinds := map[string]int{}, []string{}
+		for _, r := range refusals {
+			kinds, counts[r.Reason] = append(kinds, r.Reason), len(r.Nodes)
+		}
+		why += ": " + scheduler.Counted(kinds, counts)
+	}
+	if near != nil && room == 0 {
+		why += "; it fits if " + near.String()
+	}
+	return why
 }
 
 // scaledToZero judges a service of which nothing is to run.

@@ -78,7 +78,13 @@ type node struct {
 	generic      map[string]int64 // by kind; nil while nothing is booked
 	tasks        int
 	services     map[string]int // tasks by service
-	ports        []spec.Port
+	ports        []taken
+}
+
+// taken is a port of a node and the service that has it.
+type taken struct {
+	spec.Port
+	service string
 }
 
 // NewBoard returns a board of the given nodes, which it does not modify, with
@@ -122,9 +128,10 @@ func (b *Board) add(k Booking, sign int) {
 	n.tasks += sign
 	n.services[k.Service] += sign
 	for _, p := range k.Ports {
+		q := taken{p, k.Service}
 		if sign > 0 {
-			n.ports = append(n.ports, p)
-		} else if i := slices.Index(n.ports, p); i >= 0 {
+			n.ports = append(n.ports, q)
+		} else if i := slices.Index(n.ports, q); i >= 0 {
 			n.ports = slices.Delete(n.ports, i, i+1)
 		}
 	}

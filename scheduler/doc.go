@@ -5,7 +5,8 @@
 // It owns the rules of placement and nothing else: it knows neither the store
 // nor what a rollout is, keeps no state between passes and refuses to move or
 // to evict. Its entry point is a Board, which stands for the nodes during one
-// pass: NewBoard, then any number of Place and Release. Tasks with equal
+// pass: NewBoard, then any number of Place and Release; Explain says why a task
+// finds no node, and how far off the nearest is. Tasks with equal
 // requirements are placed by one call, a class, whose cost grows with
 // nodes + tasks·log(nodes).
 //

@@ -26,12 +26,21 @@ func (c *Class) refuse(n *node) string {
 	if n.Info.Format < c.Format {
 		return "runs an older version of Wherry"
 	}
-	for _, h := range c.Homes {
-		if !slices.Contains(h.Nodes, n.ID) {
-			return "does not hold volume " + h.Volume
-		}
+	if v := c.homeElsewhere(n); v != "" {
+		return "does not hold volume " + v
 	}
 	return c.refuseLoad(n)
+}
+
+// homeElsewhere returns a volume of which n holds no instance, though others do,
+// or "".
+func (c *Class) homeElsewhere(n *node) string {
+	for _, h := range c.Homes {
+		if !slices.Contains(h.Nodes, n.ID) {
+			return h.Volume
+		}
+	}
+	return ""
 }
 
 func refuseState(n *spec.Node) string {
@@ -70,20 +79,32 @@ func (c *Class) refuseLoad(n *node) string {
 		return "not enough memory"
 	}
 	for _, kind := range slices.Sorted(maps.Keys(c.Generic)) {
-		// What is no number is none.
-		has, _ := strconv.ParseInt(n.Labels[spec.ResourceLabel+kind], 10, 64)
-		if n.generic[kind]+c.Generic[kind] > has {
+		if n.generic[kind]+c.Generic[kind] > n.has(kind) {
 			return "not enough of " + kind
 		}
 	}
 	for _, p := range c.Ports {
-		for _, q := range n.ports {
-			if portsMeet(p, q) {
-				return fmt.Sprintf("port %d/%s is taken", p.Published, p.Protocol)
-			}
+		if n.takes(p) != nil {
+			return fmt.Sprintf("port %d/%s is taken", p.Published, p.Protocol)
 		}
 	}
 	return ""
+}
+
+// has is how many of a kind of thing the node has; what is no number is none.
+func (n *node) has(kind string) int64 {
+	count, _ := strconv.ParseInt(n.Labels[spec.ResourceLabel+kind], 10, 64)
+	return count
+}
+
+// takes returns what is booked of a port already; nil when nothing is.
+func (n *node) takes(p spec.Port) *taken {
+	for i := range n.ports {
+		if portsMeet(p, n.ports[i].Port) {
+			return &n.ports[i]
+		}
+	}
+	return nil
 }
 
 // portsMeet reports whether two ports of one node cannot both be had: a port

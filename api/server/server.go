@@ -178,6 +178,7 @@ func New(c Config) (*Server, error) {
 		"stack.delete":     s.stackDelete,
 		"stack.status":     s.stackStatus,
 		"stack.plan":       s.stackPlan,
+		"why":              s.why,
 		"stack.history":    s.stackHistory,
 		"stack.rollback":   s.rollback,
 		"service.list":     s.serviceList,

@@ -17,7 +17,7 @@ func serviceInfo(snap *store.Snapshot, sv reconciler.ServiceStatus) api.ServiceI
 	out := api.ServiceInfo{
 		ID: sv.ID, Name: sv.Name, Stack: sv.Stack, Mode: sv.Mode, Image: sv.Image,
 		Replicas: api.Replicas{Desired: sv.Desired, Running: sv.Running},
-		State:    sv.State, Message: sv.Message, Blocked: sv.Blocked, Update: sv.Update, Ports: sv.Ports,
+		State:    sv.State, Message: sv.Message, Blocked: sv.Blocked, Impossible: sv.Impossible, Update: sv.Update, Ports: sv.Ports,
 	}
 	out.Update.State = cmp.Or(out.Update.State, spec.UpdateNone)
 	for _, v := range sv.VIPs {

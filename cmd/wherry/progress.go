@@ -41,6 +41,10 @@ func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index
 		}
 		last, poll.Index = st, st.Index
 		p.show(st)
+		if err := impossible(st); err != nil && (revision == 0 || st.Revision == revision) {
+			p.close()
+			return &exitError{exitFailed, err}
+		}
 		if moving(st) {
 			continue
 		}
@@ -59,6 +63,21 @@ func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index
 			return &exitError{exitFailed, failure(st)}
 		}
 	}
+}
+
+// impossible says why the nodes could never take what the stack wants, or nil:
+// there is nothing to wait for.
+func impossible(st api.StackStatus) error {
+	var errs []error
+	for _, s := range st.Services {
+		if s.Impossible != "" {
+			errs = append(errs, fmt.Errorf("service %s: %s", spec.ServiceKey(s.Stack, s.Name), s.Impossible))
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("stack %s does not fit: %w\nit stays declared, and goes on when a node can take it; `wherry why %s` says more", st.Name, errors.Join(errs...), st.Name)
 }
 
 // moving reports whether a service is still on its way by itself. One that
@@ -119,7 +138,7 @@ func failure(st api.StackStatus) error {
 	if st.Message != "" {
 		errs = append(errs, errors.New(st.Message))
 	}
-	hint := fmt.Sprintf("`wherry ps %s` and `wherry logs %s` say more", st.Name, st.Name)
+	hint := fmt.Sprintf("`wherry why %s` and `wherry logs %s` say more", st.Name, st.Name)
 	for _, s := range st.Services {
 		paused := s.Update.State == spec.UpdatePaused
 		if s.State != api.StateFailed && !paused {

@@ -74,6 +74,8 @@ func blocked(st api.StackStatus) api.StackStatus {
 func TestWaitTellsTheTruth(t *testing.T) {
 	failed := api.StackRevision{Revision: 5, State: "rolled_back", Why: "task shop.web.1 failed 3 times, last: exit 2", Log: "starting\nno such table"}
 	back := api.StackRevision{Revision: 6, State: "completed", Author: "wherry", Rollback: 4, Current: true}
+	noRoom := status(5, api.StateFailed, spec.UpdateUpdating, "")
+	noRoom.Services[0].Impossible = "2 nodes: not enough memory"
 	for _, tt := range []struct {
 		name     string
 		statuses []api.StackStatus
@@ -96,6 +98,8 @@ func TestWaitTellsTheTruth(t *testing.T) {
 			"revision 6, which took it back, is paused: stack shop failed: service shop/web: rollback paused: no image"},
 		{"paused", []api.StackStatus{status(5, api.StateDegraded, spec.UpdatePaused, "update paused: task shop.web.1 failed: exit 2")}, nil, 1,
 			"stack shop failed: service shop/web: update paused: task shop.web.1 failed: exit 2\n  | starting\n  | no such table\n`wherry service resume shop/web` goes on"},
+		{"it can never fit, and that is told at once", []api.StackStatus{noRoom}, nil, 1,
+			"stack shop does not fit: service shop/web: 2 nodes: not enough memory\nit stays declared"},
 		{"failed after its update", []api.StackStatus{status(5, api.StateFailed, spec.UpdateCompleted, "exit 3")}, nil, 1, "service shop/web: exit 3"},
 		{"somebody else came", []api.StackStatus{status(6, api.StateRunning, spec.UpdateCompleted, "")},
 			[]api.StackRevision{{Revision: 5, State: "superseded"}, {Revision: 6, State: "completed", Author: "bob", Current: true}}, 1,
