@@ -210,7 +210,8 @@ type Network interface {
 	// Detach removes it. What is slow happens in the background.
 	Detach(ctx context.Context, t spec.TaskID) error
 	// Gateways are the addresses of the host on a network, one of each family
-	// that the network has, IPv4 first. Class spec.ErrUnavailable as for Attach.
+	// that the network has, IPv4 first; none on a macvlan network. Class
+	// spec.ErrUnavailable as for Attach.
 	Gateways(n spec.NetworkID) ([]netip.Addr, error)
 }
 

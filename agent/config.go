@@ -63,6 +63,9 @@ type Config struct {
 	// Subnets tells what a node info says of what the host reaches by other ways
 	// than our networks. It is asked when MTU is, by one goroutine. nil: nothing.
 	Subnets func() string
+	// Interfaces likewise tells those on which macvlan networks can be; nil is
+	// unknown.
+	Interfaces func() string
 	// Settle is how long after the start of Run no process is started on the
 	// word of the stored document alone: a manager may know better. The first
 	// document that is told ends it. 10 s when 0.

@@ -50,20 +50,22 @@ func hostname(t *spec.Task, tmpl *spec.Template, host hostInfo) string {
 	return service + "-" + id
 }
 
-// hostGateway is what a further host may have as its address: the host's as the
-// task sees it.
-const hostGateway = "host-gateway"
-
 // gateways returns the addresses of the host as a task sees it, if the template
-// asks for them: those on its first network, or the loopback on the host's.
+// asks for them: those on its first network on which there are any, or the
+// loopback on the host's.
 func (a *Agent) gateways(t *spec.Task, tmpl *spec.Template) ([]netip.Addr, error) {
 	switch {
-	case !slices.ContainsFunc(tmpl.ExtraHosts, func(e string) bool { return strings.HasSuffix(e, "="+hostGateway) }):
+	case !slices.ContainsFunc(tmpl.ExtraHosts, func(e string) bool { return strings.HasSuffix(e, "="+spec.HostGateway) }):
 		return nil, nil
 	case len(t.Addresses) == 0:
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
 	}
-	return a.c.Network.Gateways(t.Addresses[0].Network)
+	for _, at := range t.Addresses {
+		if list, err := a.c.Network.Gateways(at.Network); err != nil || len(list) > 0 {
+			return list, err
+		}
+	}
+	return nil, spec.Invalidf("%s cannot be had: the task is on macvlan networks alone, and does not reach its own host", spec.HostGateway)
 }
 
 // compileEtc returns the texts of a task's files. gateways are the addresses of
@@ -94,7 +96,7 @@ func hostsFile(t *spec.Task, tmpl *spec.Template, name string, host hostInfo, ga
 		if !ok {
 			return "", spec.Invalidf("extra host %q is not NAME=ADDRESS", e)
 		}
-		if addr == hostGateway {
+		if addr == spec.HostGateway {
 			for _, g := range gateways {
 				fmt.Fprintf(&b, "%s\t%s\n", g, host)
 			}

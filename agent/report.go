@@ -126,7 +126,7 @@ func (r *reporter) putBack(p spec.Report) {
 }
 
 // watchInfo reports what the node is, now and whenever its identity, the MTU of
-// its network or what the host reaches changes.
+// its network, its interfaces or what the host reaches changes.
 func (a *Agent) watchInfo(ctx context.Context, info spec.NodeInfo) {
 	look := time.NewTicker(a.c.Resync)
 	defer look.Stop()
@@ -140,6 +140,9 @@ func (a *Agent) watchInfo(ctx context.Context, info spec.NodeInfo) {
 		}
 		if a.c.Subnets != nil {
 			info.Subnets = a.c.Subnets()
+		}
+		if a.c.Interfaces != nil {
+			info.Interfaces = a.c.Interfaces()
 		}
 		if again || info != told {
 			a.report.nodeInfo(info)

@@ -78,6 +78,9 @@ type NodeInfo struct {
 	// Subnets that the host reaches by other ways than our networks, and where
 	// its resolvers are: CIDR notation, sorted and joined by commas.
 	Subnets string `json:"subnets,omitempty"`
+	// Interfaces of the host that macvlan networks can be on now: names, sorted
+	// and joined by spaces; empty is unknown.
+	Interfaces string `json:"interfaces,omitempty"`
 	// Boot identifies the boot of the kernel.
 	Boot string `json:"boot,omitempty"`
 	// Format is the newest format of log entries that the node understands.

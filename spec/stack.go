@@ -182,8 +182,8 @@ type NetworkSpec struct {
 	Pool
 	// IPv6 addresses that tasks have besides; nil is none.
 	IPv6 *Pool `json:"ipv6,omitempty"`
-	// Parent is the interface of each host that a macvlan network is on,
-	// "eth0" or "eth0.7"; unused by other drivers.
+	// Parent is the interface of each host that a macvlan network is on, "eth0",
+	// or "eth0.7" for VLAN 7 of it; empty for other drivers.
 	Parent string `json:"parent,omitempty"`
 }
 

@@ -8,6 +8,10 @@ import (
 	"fmt"
 )
 
+// HostGateway is what a further host may have as its address: that of the host,
+// as the task sees it.
+const HostGateway = "host-gateway"
+
 // Template is everything that decides how a container runs, and nothing else.
 // Its hash is the ID of the Revision: two templates with the same hash give
 // the same container. Zero values mean "as the image or the runtime has it".
@@ -51,7 +55,8 @@ type Template struct {
 	DNS         []string     `json:"dns,omitempty"`
 	DNSSearch   []string     `json:"dns_search,omitempty"`
 	DNSOptions  []string     `json:"dns_options,omitempty"`
-	// ExtraHosts are "name=address" lines of /etc/hosts, in order.
+	// ExtraHosts are "name=address" lines of /etc/hosts, in order; the address
+	// may be HostGateway.
 	ExtraHosts []string `json:"extra_hosts,omitempty"`
 
 	Health *HealthCheck `json:"health,omitempty"`

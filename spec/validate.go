@@ -114,9 +114,11 @@ func (c *checker) service(at, name string, s *ServiceSpec) {
 	}
 	c.template(at+".template", &s.Template)
 	c.joins(at, name, s)
+	c.gatewayOnLAN(at+".template", &s.Template)
 	c.placement(at+".placement", &s.Placement)
 	for i, p := range s.Ports {
 		c.port(fmt.Sprintf("%s.ports[%d]", at, i), p, c.wayOut(s))
+		c.portOnLAN(fmt.Sprintf("%s.ports[%d]", at, i), c.wayOut(s))
 	}
 	if len(s.Ports) > 0 && s.Template.NetworkMode != "" {
 		c.add(at+".ports", "a service with network mode %s publishes no ports", s.Template.NetworkMode)
@@ -234,7 +236,10 @@ func (c *checker) network(at, name string, n *NetworkSpec) {
 	if n.Name != "" {
 		c.objectName(at+".name", n.Name)
 	}
-	oneOf(c, at+".driver", cmp.Or(n.Driver, DriverOverlay), DriverOverlay, DriverBridge)
+	oneOf(c, at+".driver", cmp.Or(n.Driver, DriverOverlay), DriverOverlay, DriverBridge, DriverMacvlan)
+	if !n.External {
+		c.lan(at, n)
+	}
 	c.addresses(at, n)
 	c.labels(at+".labels", n.Labels)
 }

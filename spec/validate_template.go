@@ -233,7 +233,7 @@ func (c *checker) attachments(at string, t *Template) {
 	}
 	for _, h := range t.ExtraHosts {
 		name, addr, _ := strings.Cut(h, "=")
-		if _, err := netip.ParseAddr(addr); name == "" || strings.ContainsAny(name, " \t\n") || err != nil && addr != "host-gateway" {
+		if _, err := netip.ParseAddr(addr); name == "" || strings.ContainsAny(name, " \t\n") || err != nil && addr != HostGateway {
 			c.add(at+".extra_hosts", "%q is not NAME=ADDRESS", h)
 		}
 	}

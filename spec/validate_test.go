@@ -263,7 +263,7 @@ func TestValidateStackRefuses(t *testing.T) {
 			db.DependsOn = []Dependency{{Service: "web", Condition: DependencyStarted}}
 			s.Services["db"] = db
 		}},
-		{"networks.default.driver:", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: "macvlan"} }},
+		{"networks.default.driver:", func(s *Stack) { s.Networks["default"] = NetworkSpec{Driver: "ipvlan"} }},
 		{"networks.default.subnet: 10.0.0.1/24 has bits", func(s *Stack) {
 			s.Networks["default"] = NetworkSpec{Driver: DriverOverlay, Pool: Pool{Subnet: "10.0.0.1/24"}}
 		}},

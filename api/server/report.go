@@ -32,8 +32,12 @@ func bound(rep *spec.Report) error {
 			}
 		}
 	}
-	if i := rep.Info; i != nil && len(i.Subnets) > maxRoutes {
-		return tooLong(rep, "subnets", len(i.Subnets), maxRoutes)
+	if i := rep.Info; i != nil {
+		for _, w := range []struct{ name, text string }{{"subnets", i.Subnets}, {"interfaces", i.Interfaces}} {
+			if len(w.text) > maxRoutes {
+				return tooLong(rep, w.name, len(w.text), maxRoutes)
+			}
+		}
 	}
 	if rep.Ports != nil {
 		ports := (*rep.Ports)[:min(len(*rep.Ports), maxPorts)]

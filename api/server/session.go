@@ -285,7 +285,7 @@ func (s *Server) sessionReport(w http.ResponseWriter, r *http.Request) error {
 			rep.Info.MTU = 0
 		}
 		if format < store.AddressFormat {
-			rep.Info.Subnets = ""
+			rep.Info.Subnets, rep.Info.Interfaces = "", ""
 		}
 	}
 	if s.Store.Snapshot().Format() < store.RolloutFormat {

@@ -25,8 +25,8 @@ import (
 //	   ServiceSpec.EndpointMode; NodeInfo.MTU
 //	4  addresses: NetworkSpec.IPv6, Range, Gateway, Reserved and Parent, and all
 //	   that follows from them; Attachment.IP and IP6; Port.HostIP that is all
-//	   addresses of one family; NodeInfo.Subnets; Port.First and Last;
-//	   Bootstrap.VXLANPort
+//	   addresses of one family; NodeInfo.Subnets and Interfaces; Port.First and
+//	   Last; Bootstrap.VXLANPort
 //	   networks: CreateNetwork, RemoveNetwork, and external networks that do
 //	   not exist yet
 //	   templates: what newInTemplate lists; Task.Joins
@@ -381,7 +381,7 @@ func (c *Command) NeedsFormat() int {
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) || rollsOut(&p) }),
 		c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return newInTemplate(s) || hasPolicy(s) }),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool {
-			return r.Info != nil && r.Info.Subnets != "" ||
+			return r.Info != nil && r.Info.Subnets+r.Info.Interfaces != "" ||
 				slices.ContainsFunc(r.Tasks, func(t spec.TaskReport) bool { return !t.Status.HealthySince.IsZero() })
 		}):
 		return 4

@@ -51,7 +51,7 @@ func history(t *testing.T) *harness {
 	})
 	a := h.running("n1", 1, "10.1.0.2/24")
 	h.running("n2", 2, "10.1.0.3/24")
-	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Arch: "amd64", MTU: 1450, Subnets: "10.0.0.0/16"}, Tasks: []spec.TaskReport{{
+	h.must(Command{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Arch: "amd64", MTU: 1450, Subnets: "10.0.0.0/16", Interfaces: "eth0 eth1"}, Tasks: []spec.TaskReport{{
 		Task: a, Status: spec.TaskStatus{State: spec.TaskFailed, Files: map[spec.DatumKey]spec.ContentID{"secret shared": "sealed:key"}, Attempts: []spec.Attempt{{Number: 1, Ended: start, ExitCode: 137, LastLog: []string{"bye"}}}},
 	}}}}}})
 	h.must(Command{SetNode: &SetNode{ID: "n2", Availability: ptr(spec.NodePaused), Labels: map[string]*string{"disk": ptr("ssd")}}})
@@ -178,6 +178,7 @@ func TestFormatRatchet(t *testing.T) {
 			s.Template.Networks = []spec.Attachment{{Network: "default", IP: "10.1.0.8"}}
 		})),
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 4, Subnets: "10.0.0.0/16"}}}}},
+		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 4, Interfaces: "eth0"}}}}},
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Tasks: []spec.TaskReport{{Task: "1-1", Status: spec.TaskStatus{Files: map[spec.DatumKey]spec.ContentID{"secret a": "x"}}}}}}}},
 		{PutContent: &PutContent{ID: "sealed:key", Size: 1, Data: []byte("x")}},
 		{PutDatum: &PutDatum{Kind: spec.DatumSecret, Name: "key", Content: "sealed:key"}},

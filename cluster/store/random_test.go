@@ -258,7 +258,7 @@ func (g *generator) part() spec.Part {
 func (g *generator) report() spec.Report {
 	r := spec.Report{Node: g.node()}
 	if g.maybe(10) {
-		r.Info = &spec.NodeInfo{OS: "linux", Memory: int64(g.IntN(3)), MTU: pick(g, 0, 0, 0, 1500), Subnets: pick(g, "", "", "10.0.0.0/16")}
+		r.Info = &spec.NodeInfo{OS: "linux", Memory: int64(g.IntN(3)), MTU: pick(g, 0, 0, 0, 1500), Subnets: pick(g, "", "", "10.0.0.0/16"), Interfaces: pick(g, "", "", "eth0")}
 	}
 	if g.maybe(10) {
 		ports := make([]spec.PortStatus, g.IntN(3))
