@@ -39,7 +39,8 @@ func taskSysctls6() map[string]string {
 //
 // The error is of class spec.ErrUnavailable when a network's document is not
 // here yet or another Attach of the task is under way, spec.ErrConflict when a
-// published port of the task's service is taken, and spec.ErrInvalid when one
+// published port of the task's service is taken or an interface of the host that
+// a network is on is missing, and spec.ErrInvalid when one
 // cannot be published at all or the kernel refuses a setting of the sandbox.
 func (h *Host) Attach(ctx context.Context, s spec.Sandbox) (netns string, err error) {
 	if s.Mode == "host" {
@@ -150,7 +151,7 @@ func (h *Host) attach(ctx context.Context, t *task, nets []spec.HostNetwork) (st
 		return "", err
 	}
 	err = h.connect(s, nets, existed)
-	if errors.Is(err, errNoBridge) {
+	if errors.Is(err, errNoBridge) || errors.As(err, new(*parentError)) {
 		h.converge(false)
 		err = h.connect(s, nets, true)
 	}
@@ -158,7 +159,7 @@ func (h *Host) attach(ctx context.Context, t *task, nets []spec.HostNetwork) (st
 		return "", spec.Unavailablef("%v; the network could not be made: %s", err, strings.Join(h.Status().Errors, "; "))
 	}
 	if err != nil {
-		return "", err
+		return "", lanRefusal(s, err, h.Status().Errors)
 	}
 	return netns, ctx.Err()
 }
@@ -287,7 +288,7 @@ func (h *Host) portsFree(s spec.Sandbox, in Input) error {
 }
 
 // Gateways returns the addresses of this host on a network, that of IPv4 and, if
-// the network has IPv6 here, that. Class spec.ErrUnavailable: the network's
+// the network has IPv6 here, that; on a macvlan network it has none. Class spec.ErrUnavailable: the network's
 // document is not here yet.
 func (h *Host) Gateways(id spec.NetworkID) ([]netip.Addr, error) {
 	h.mu.Lock()
@@ -300,6 +301,9 @@ func (h *Host) Gateways(id spec.NetworkID) ([]netip.Addr, error) {
 	n, usable := h.input([]spec.HostNetwork{d}).networks()[id]
 	if !ok || !usable {
 		return nil, spec.Unavailablef("network %s is not on this node yet", id)
+	}
+	if n.lan() {
+		return nil, nil
 	}
 	out := []netip.Addr{n.gateway}
 	if n.six() {

@@ -33,6 +33,8 @@ type Input struct {
 	// NoEgress: the kernel of this host has no hook for chains at egress of a
 	// link, so a program stands for them.
 	NoEgress bool
+	// Parents are the host's own interfaces, by name; nil is not known.
+	Parents map[string]Parent
 	// Router6 is what the host does about forwarding IPv6; nil is not known.
 	Router6 *Router6
 	// Refused are ports that another process of the host holds. They are
@@ -83,6 +85,20 @@ func Compile(in Input) State {
 	if len(networks) == 0 {
 		return st
 	}
+	in.vlans(networks, st)
+	in.bridges(bridged(networks), st)
+	shared := taskSets{}
+	for _, s := range in.Tasks {
+		st.merge(in.task(s, networks, shared))
+	}
+	return st
+}
+
+// bridges adds what the host has of networks that have a bridge.
+func (in Input) bridges(networks map[spec.NetworkID]network, st State) {
+	if len(networks) == 0 {
+		return
+	}
 	st.Sysctls[SysctlKey{Path: sysctlForward}] = "1"
 	tables := in.tables(networks)
 	for _, d := range in.Networks {
@@ -104,11 +120,6 @@ func Compile(in Input) State {
 	}
 	maps.Copy(st.Tables, tables)
 	in.forward6(st, networks)
-	shared := taskSets{}
-	for _, s := range in.Tasks {
-		st.merge(in.task(s, networks, shared))
-	}
-	return st
 }
 
 // CompileTask returns the part of Compile's state that belongs to the task s
@@ -326,7 +337,7 @@ func (in Input) underlay() netip.Addr { return in.Underlay.Addr().Unmap() }
 // hosts returns the other hosts of a network that this one can reach.
 func (in Input) hosts(d spec.HostNetwork) map[uint32]netip.Addr {
 	out := map[uint32]netip.Addr{}
-	if in.problem(d) != nil {
+	if isLAN(d) || in.problem(d) != nil {
 		return out
 	}
 	for _, h := range d.Hosts {
@@ -378,6 +389,10 @@ func (in Input) problems() []error {
 			if err != nil {
 				out = append(out, networkProblem{d.Network.ID, err})
 			}
+		}
+		if isLAN(d) {
+			add(in.lanProblem(d))
+			continue
 		}
 		_, _, err := in.addresses6(d)
 		add(err)
@@ -486,6 +501,9 @@ func (n network) tunnel(in Input, st State) {
 // members adds the addresses of the other hosts of all networks.
 func (in Input) members(set Set, family func(netip.Addr) bool) {
 	for _, d := range in.Networks {
+		if isLAN(d) {
+			continue
+		}
 		for _, h := range d.Hosts {
 			if a, err := netip.ParseAddr(h.Address); err == nil && family(a.Unmap()) {
 				set[a.Unmap().String()] = ""
@@ -626,6 +644,14 @@ func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network, shared
 		ip6, _ := netip.ParsePrefix(a.IP6) // Attach refuses what is none
 		host, inner := LinkID{Name: vethName(in.Node, s.Task, i)}, LinkID{s.Task, fmt.Sprintf("eth%d", i)}
 		mac := strings.ToLower(a.MAC)
+		if n.lan() {
+			way := !routed && !n.doc.Network.Spec.Internal
+			routed = routed || way
+			if in.hasParent(n.doc.Network.Spec.Parent) { // else nothing can be made
+				n.plug(st, inner, ip, mac, way)
+			}
+			continue
+		}
 		on = append(on, n)
 		st.Links[host] = Link{
 			Kind: kindVeth, Alias: vethAlias(in.Node, s.Task, a.Network), MTU: n.mtu, Up: true, Master: n.bridgeN,

@@ -35,10 +35,11 @@ type step struct {
 	Refused  []Claim            `json:"refused"`
 	Router6  *Router6           `json:"router6"`
 	NoEgress bool               `json:"no_egress"`
+	Parents  map[string]Parent  `json:"parents"`
 }
 
 func (s step) input() Input {
-	in := Input{Node: testNode, Networks: s.Networks, Tasks: s.Tasks, MTU: s.MTU, Underlay: s.Underlay, Router6: s.Router6, NoEgress: s.NoEgress, Refused: map[Claim]bool{}}
+	in := Input{Node: testNode, Networks: s.Networks, Tasks: s.Tasks, MTU: s.MTU, Underlay: s.Underlay, Router6: s.Router6, NoEgress: s.NoEgress, Parents: s.Parents, Refused: map[Claim]bool{}}
 	for _, c := range s.Refused {
 		in.Refused[c] = true
 	}

@@ -61,7 +61,7 @@ func changedFields(have, want Link) []linkField {
 	var out []linkField
 	h := linkFields(have)
 	for i, f := range linkFields(want) {
-		if f.value == "" || f.name == "peer" || f.name == "peer-mac" {
+		if f.value == "" || f.name == "peer" || f.name == "peer-mac" || f.name == "parent" {
 			continue
 		}
 		if f.value != h[i].value {
@@ -217,7 +217,7 @@ func diffLinks(have, want State) (ops []Op, fresh map[LinkID]bool) {
 		case !ok:
 			ops = append(ops, Op{Add, &LinkChange{ID: id, Want: w}})
 			fresh[id], fresh[w.Peer] = true, true
-		case h.Kind != w.Kind || w.Kind == kindVXLAN && otherTunnel(h, w) || w.Peer != (LinkID{}) && peerGone(have, want, w):
+		case h.Kind != w.Kind || w.Kind == kindVXLAN && otherTunnel(h, w) || otherVLAN(h, w) || w.Peer != (LinkID{}) && peerGone(have, want, w):
 			ops = append(ops, Op{Replace, &LinkChange{ID: id, Want: w}})
 			fresh[id], fresh[w.Peer] = true, true
 		case len(changedFields(h, w)) > 0:

@@ -3,6 +3,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,8 @@ type fakeKernel struct {
 	fail map[string]error
 	// taken are ports that others hold.
 	taken map[Claim]error
+	// parents are the host's own interfaces.
+	parents map[string]Parent
 	// looking is called by observe between reading and returning.
 	looking func()
 	// applying is called before operations are done.
@@ -181,6 +184,12 @@ func (k *fakeKernel) linkLocked(verb Verb, c *LinkChange) error {
 			return nil
 		}
 	}
+	if c.Want.Kind == kindMacvlan {
+		own := st.Links[LinkID{Name: c.Want.Parent}]
+		if p, theirs := k.parents[c.Want.Parent]; own.Kind != kindVLAN && (!theirs || p.Why != "") {
+			return fmt.Errorf("make a device: %w", &parentError{c.Want.Parent, cmp.Or(p.Why, noInterface)})
+		}
+	}
 	if m := c.Want.Master; m != "" {
 		if _, ok := st.Links[LinkID{Name: m}]; !ok {
 			return errNoBridge
@@ -198,7 +207,7 @@ func (k *fakeKernel) linkLocked(verb Verb, c *LinkChange) error {
 
 func (k *fakeKernel) observe(q query) (observation, error) {
 	k.mu.Lock()
-	o := observation{state: NewState(), host: q.host, inside: map[spec.TaskID]bool{}}
+	o := observation{state: NewState(), host: q.host, inside: map[spec.TaskID]bool{}, parents: maps.Clone(k.parents)}
 	for _, t := range q.inside {
 		o.inside[t] = true
 		if _, ok := k.st.Links[LinkID{t, "lo"}]; !ok {

@@ -25,7 +25,7 @@ const (
 // networks is taken to get one.
 func (in fwInput) needs() []need {
 	var out []need
-	nets := in.Networks
+	nets := slices.DeleteFunc(slices.Clone(in.Networks), isLAN) // these do not pass the host
 	if len(nets) == 0 {
 		out = in.networkNeeds(spec.HostNetwork{Network: spec.Network{ID: "1-1"}, Ports: []spec.PublishedPort{{Port: anyPort, Protocol: "tcp"}}}, false)
 	}

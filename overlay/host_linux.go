@@ -497,7 +497,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	seen.recall(known)
 
 	h.mu.Lock()
-	in.MTU, in.Router6, in.Refused = cmp.Or(h.c.bound(seen.mtu), h.mtu), seen.router6, map[Claim]bool{}
+	in.MTU, in.Router6, in.Parents, in.Refused = cmp.Or(h.c.bound(seen.mtu), h.mtu), seen.router6, seen.parents, map[Claim]bool{}
 	if h.mtu != in.MTU {
 		h.mtu = in.MTU
 		signal(h.mtus)
@@ -547,7 +547,7 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	for i, o := range ops {
 		if errs[i] != nil {
 			failed++
-			problems = append(problems, errs[i])
+			problems = append(problems, in.blame(o, errs[i])...)
 			continue
 		}
 		if logged++; logged <= maxLogged {

@@ -72,7 +72,7 @@ func touches(o Op) (task spec.TaskID, anew bool) {
 		if x.ID.NS == "" && x.Want.Peer.NS != "" {
 			return x.Want.Peer.NS, o.Verb == Add || o.Verb == Replace
 		}
-		return x.ID.NS, false
+		return x.ID.NS, x.ID.NS != "" && (o.Verb == Add || o.Verb == Replace)
 	case Addr:
 		return x.Link.NS, false
 	case Route:

@@ -73,6 +73,8 @@ type observation struct {
 	adrift bool
 	// carrier is the link of that device.
 	carrier int
+	// parents are the links of the host that are not ours.
+	parents map[string]Parent
 	// router6 is set if the query asks for it.
 	router6 *Router6
 }
@@ -207,6 +209,7 @@ func (k *linuxKernel) observeLinks(q query, o *observation) error {
 		}
 		ours[a.Index] = k.isOurs(a)
 	}
+	o.parents = parentsOf(links, k.isOurs)
 	ports, err := k.portFlags(k.rt)
 	if err != nil {
 		return err
@@ -217,6 +220,9 @@ func (k *linuxKernel) observeLinks(q query, o *observation) error {
 			link.Alias = a.Alias
 			if link.Kind != kindBridge {
 				link.MAC = "" // of the host's end: nobody cares
+			}
+			if link.Kind == kindVLAN {
+				link.Parent = names[a.ParentIndex]
 			}
 			if a.MasterIndex != 0 {
 				link.Master, link.Port = names[a.MasterIndex], ports[a.Index]
@@ -320,6 +326,9 @@ func linkOf(l netlink.Link) Link {
 		if local, ok := netip.AddrFromSlice(v.SrcAddr); ok {
 			out.Local = local.String()
 		}
+	}
+	if v, ok := l.(*netlink.Vlan); ok {
+		out.VLAN = uint16(v.VlanId)
 	}
 	if a.Flags&net.FlagLoopback != 0 {
 		out = Link{Kind: kindLoopback, Up: out.Up}

@@ -48,6 +48,8 @@ func tunnelAlias(node spec.NodeID, id spec.NetworkID) string {
 	return aliasPrefix(node) + "tunnel:" + string(id)
 }
 
+func vlanAlias(node spec.NodeID, name string) string { return aliasPrefix(node) + "vlan:" + name }
+
 func vethAlias(node spec.NodeID, task spec.TaskID, id spec.NetworkID) string {
 	return aliasPrefix(node) + "task:" + string(task) + ":" + string(id)
 }

@@ -241,6 +241,9 @@ func (n *namespaces) condemn(t spec.TaskID) error {
 // remove takes the namespace away; the kernel deletes it when no process is
 // left inside.
 func (n *namespaces) remove(t spec.TaskID) error {
+	if err := n.unplug(t); err != nil {
+		return err
+	}
 	n.drop(t)
 	if err := removeMount(n.path(t)); err != nil {
 		return fmt.Errorf("remove namespace of task %s: %w", t, err)

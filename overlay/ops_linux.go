@@ -89,6 +89,7 @@ func (k *linuxKernel) apply(ops []Op) []error {
 		}
 	}
 	settleAddrs(fresh, find)
+	k.announce(fresh, find)
 	if doomed {
 		select {
 		case k.reap <- struct{}{}:
@@ -180,8 +181,8 @@ func (k *linuxKernel) applyLink(verb Verb, c *LinkChange) error {
 	case Add:
 		return k.addLink(c.ID, c.Want)
 	case Replace:
-		if _, l, err := k.find(c.ID); err == nil {
-			if err := k.fast.LinkDel(l); err != nil {
+		if h, l, err := k.find(c.ID); err == nil {
+			if err := h.LinkDel(l); err != nil {
 				return fmt.Errorf("delete the old link: %w", err)
 			}
 		}
@@ -216,6 +217,10 @@ func (k *linuxKernel) addLink(id LinkID, w Link) error {
 	attrs.Name, attrs.MTU, attrs.Group = id.Name, w.MTU, linkGroup(k.node)
 	var link netlink.Link
 	switch w.Kind {
+	case kindVLAN:
+		return k.addVLAN(id, w)
+	case kindMacvlan:
+		return k.addMacvlan(id, w)
 	case kindBridge:
 		mac, err := net.ParseMAC(w.MAC)
 		if err != nil {
@@ -342,6 +347,9 @@ func (k *linuxKernel) finish(l netlink.Link, w Link) error {
 		if err := setPort(k.fast, l, w.Port); err != nil {
 			return err
 		}
+	}
+	if !w.Up {
+		return nil
 	}
 	return k.explainUp(w, k.fast.LinkSetUp(l))
 }

@@ -57,6 +57,8 @@ const (
 	kindVeth     = "veth"
 	kindVXLAN    = "vxlan"
 	kindLoopback = "loopback"
+	kindVLAN     = "vlan"
+	kindMacvlan  = "macvlan"
 )
 
 // Link is a network device.
@@ -83,6 +85,10 @@ type Link struct {
 	Local    string
 	DstPort  uint16
 	Learning bool
+	// Parent is the link of the host that a VLAN interface or a task's device is
+	// on, VLAN the number of the former. That of a task's device is not observed.
+	Parent string
+	VLAN   uint16
 }
 
 func (l Link) String() string {
@@ -143,7 +149,7 @@ func (f linkField) text() string {
 }
 
 func linkFields(l Link) []linkField {
-	f := []linkField{{name: "mac", value: l.MAC}, {name: "mtu"}, {name: "state", value: "down"}, {name: "master", value: l.Master}, {name: "port"}, {name: "id"}, {name: "local", value: l.Local}, {name: "dstport"}, {name: "learning"}, {name: "alias", value: l.Alias}, {name: "peer"}, {name: "peer-mac", value: l.PeerMAC}}
+	f := []linkField{{name: "mac", value: l.MAC}, {name: "mtu"}, {name: "state", value: "down"}, {name: "master", value: l.Master}, {name: "port"}, {name: "id"}, {name: "local", value: l.Local}, {name: "dstport"}, {name: "learning"}, {name: "alias", value: l.Alias}, {name: "peer"}, {name: "peer-mac", value: l.PeerMAC}, {name: "parent", value: l.Parent}, {name: "vlan"}}
 	if l.MTU > 0 {
 		f[1].value = fmt.Sprint(l.MTU)
 	}
@@ -161,6 +167,9 @@ func linkFields(l Link) []linkField {
 	}
 	if l.Peer != (LinkID{}) {
 		f[10].value = l.Peer.String()
+	}
+	if l.VLAN != 0 {
+		f[13].value = fmt.Sprint(l.VLAN)
 	}
 	return f
 }

@@ -61,15 +61,17 @@ func (a *app) networkCreateCmd() *cobra.Command {
 		Long: "Make a network that belongs to no stack. Services join it as an external network of their file. It stays until it is removed by\n" +
 			"\"wherry network rm\".",
 		Example: "  wherry network create edge\n  wherry network create lab --internal --subnet 10.50.0.0/24\n" +
-			"  wherry network create dual --ipv6 --subnet 10.51.0.0/24 --subnet fd12:3456:789a::/64 --ip-range 10.51.0.128/25",
+			"  wherry network create dual --ipv6 --subnet 10.51.0.0/24 --subnet fd12:3456:789a::/64 --ip-range 10.51.0.128/25\n" +
+			"  wherry network create lan --driver macvlan --parent eth0 --subnet 192.168.1.0/24 --gateway 192.168.1.1 --ip-range 192.168.1.192/27",
 	}
 	var n spec.NetworkSpec
-	driver := c.Flags().String("driver", string(spec.DriverOverlay), "overlay spans all hosts, bridge is local to each")
+	driver := c.Flags().String("driver", string(spec.DriverOverlay), "overlay spans all hosts, bridge is local to each, macvlan is the network of an interface of theirs")
+	c.Flags().StringVar(&n.Parent, "parent", "", "the interface of the hosts that a macvlan network is on: eth0, or eth0.7 for a VLAN of it")
 	c.Flags().BoolVar(&n.Internal, "internal", false, "no way out of the network, and no published ports on it")
 	ipv6 := c.Flags().Bool("ipv6", false, "IPv6 besides IPv4")
 	subnets := c.Flags().StringArray("subnet", nil, "its subnet, such as 10.50.0.0/24 (default: one that is free); once more for IPv6")
 	ranges := c.Flags().StringArray("ip-range", nil, "the part of its subnet that addresses are chosen from; once more for IPv6")
-	gateways := c.Flags().StringArray("gateway", nil, "the address of the nodes (default: the first of its subnet); once more for IPv6")
+	gateways := c.Flags().StringArray("gateway", nil, "the address of the nodes (default: the first of its subnet), or the router of a macvlan network; once more for IPv6")
 	reserved := c.Flags().StringArray("reserve", nil, "an address that is never chosen; may be given several times")
 	labels := c.Flags().StringArray("label", nil, "a label KEY=VALUE; may be given several times")
 	wait := addWait(c)

@@ -93,7 +93,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	network = overlay.New(overlay.Config{Node: member.Node(), RunDir: c.runDir, DNS: keep, Underlay: underlayOf(member), MTU: c.mtu, Logger: log.With("part", "network")})
 	host := agent.New(agent.Config{DataDir: c.dataDir, RunDir: c.runDir, Node: member.Node(), NodeName: c.name, Version: version,
 		Images: runtime, Runtime: runtime, Execer: runtime, Exchanger: runtime, Network: network, Logs: keep, Manager: managers,
-		Senders: senders{node: member.Node(), own: network, way: member.Transport, told: told}, MTU: network.MTU, Subnets: overlay.HostSubnets(member.Node()),
+		Senders: senders{node: member.Node(), own: network, way: member.Transport, told: told}, MTU: network.MTU, Subnets: overlay.HostSubnets(member.Node()), Interfaces: overlay.HostInterfaces(member.Node()),
 		Wake: runtime.Changed(), Ports: network.Ports, PortsChanged: network.PortsChanged(),
 		Identity: func() (issuer, trusts string, format int) {
 			return member.Identity().Issuer(), strings.Join(member.Identity().Trusts(), ","), store.Format
