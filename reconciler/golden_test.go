@@ -27,7 +27,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // says what it shows, "script" has one line per event, "want" what the passes
 // answered, all other files are stacks.
 //
-//	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, mtu, subnets, address, format, or a label
+//	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, mtu, subnets, interfaces, address, format, or a label
 //	put FILE | rm STACK [volumes] | scale STACK SERVICE N | back STACK[/SERVICE] [REVISION]
 //	steer pause|resume|restart STACK SERVICE | history STACK
 //	mknet NAME | rmnet NAME     networks of no stack
@@ -170,6 +170,8 @@ func (c *cluster) addNode(name string, args ...string) {
 			info.Format = int(n)
 		case "subnets":
 			info.Subnets = v
+		case "interfaces":
+			info.Interfaces = strings.ReplaceAll(v, ",", " ")
 		case "address":
 		default:
 			labels[k] = &v

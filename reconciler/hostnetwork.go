@@ -53,7 +53,16 @@ func (v *view) wayOut(svc *spec.Service) *spec.Network {
 	return nil
 }
 
-// isLocal reports whether a port of a service with that way out is published on
+// wayIn returns the network on which the hosts bring published ports to the
+// tasks of a service: the way out, unless that is not by the hosts.
+func (v *view) wayIn(svc *spec.Service) *spec.Network {
+	if way := v.wayOut(svc); way != nil && way.Spec.Driver != spec.DriverMacvlan {
+		return way
+	}
+	return nil
+}
+
+// isLocal reports whether a port of a service with that way in is published on
 // the nodes of its tasks only, and leads to those.
 func isLocal(p *spec.Port, way *spec.Network) bool {
 	return p.Mode == spec.PublishHost || isLoopback(p.HostIP) || way.Spec.Driver == spec.DriverBridge
@@ -136,7 +145,7 @@ func (h *host) endpoints(t *spec.Task) {
 
 // publish notes the ports of a service that this node publishes.
 func (h *host) publish(svc *spec.Service) {
-	way := h.wayOut(svc)
+	way := h.wayIn(svc)
 	if way == nil {
 		return
 	}

@@ -51,6 +51,7 @@ func (p *planner) joinClass(c *scheduler.Class, svc *spec.Service) {
 	}
 	c.Format = store.AddressFormat
 	for _, other := range group {
+		c.Parents = append(c.Parents, p.parents(other)...)
 		for _, text := range other.Spec.Placement.Constraints {
 			k, err := spec.ParseConstraint(text)
 			if err != nil {

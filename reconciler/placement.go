@@ -109,8 +109,20 @@ func (p *planner) classOf(svc *spec.Service, ports []spec.Port, mounts []volumeM
 	if svc.Spec.Mode != spec.Global {
 		p.bindHomes(&c, mounts)
 	}
+	c.Parents = p.parents(svc)
 	p.joinClass(&c, svc)
 	return c
+}
+
+// parents are the interfaces of a node that the tasks of a service need.
+func (p *planner) parents(svc *spec.Service) []string {
+	var out []string
+	for _, a := range p.attachments(svc.Stack, &svc.Spec.Template) {
+		if a.net != nil && a.net.Spec.Driver == spec.DriverMacvlan {
+			out = append(out, a.net.Spec.Parent)
+		}
+	}
+	return out
 }
 
 // bindHomes limits a replicated service to where its volumes are.

@@ -32,6 +32,9 @@ func (p *planner) judgePorts(svc *spec.Service, one *ServiceStatus) {
 // alive; empty when all are.
 func (p *planner) portProblem(svc *spec.Service) string {
 	ports := publishedPorts(svc)
+	if way := p.wayOut(svc); len(ports) > 0 && way != nil && p.wayIn(svc) == nil {
+		return fmt.Sprintf("its ports are not published: network %s is on %s of the hosts, where its tasks are reached at their own addresses", way.Name, way.Spec.Parent)
+	}
 	for _, q := range ports {
 		if q.Published == 0 && !p.anyFree(&q) {
 			first, last := q.Choice()
@@ -69,7 +72,7 @@ func (p *planner) anyFree(q *spec.Port) bool {
 // servedElsewhere reports whether a port of one address, which all nodes that
 // have it publish, is served by one, or may be: a node has not told yet.
 func (p *planner) servedElsewhere(svc *spec.Service, q *spec.Port) bool {
-	if way := p.wayOut(svc); way == nil || isLocal(q, way) {
+	if way := p.wayIn(svc); way == nil || isLocal(q, way) {
 		return false
 	}
 	return slices.ContainsFunc(p.nodeList, func(n *spec.Node) bool {
@@ -85,8 +88,8 @@ func (p *planner) servedElsewhere(svc *spec.Service, q *spec.Port) bool {
 // not told yet what became of it. Nodes that never tell are not waited for.
 func (p *planner) portAwaited(svc *spec.Service) string {
 	ports := publishedPorts(svc)
-	way := p.wayOut(svc)
-	if len(ports) == 0 || way == nil { // without a way out nothing is published
+	way := p.wayIn(svc)
+	if len(ports) == 0 || way == nil { // without a way in nothing is published
 		return ""
 	}
 	for _, n := range p.nodeList {

@@ -25,6 +25,9 @@ type Class struct {
 	Platform string
 	// Format is the oldest format that the node must know; 0 is any.
 	Format int
+	// Parents are interfaces that the node must have, for the networks of its
+	// own that a task is on.
+	Parents []string
 	// Ports that a task occupies on its node (mode host).
 	Ports []spec.Port
 	// Homes limit the nodes: for every volume that has homes, one entry.

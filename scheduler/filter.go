@@ -26,6 +26,11 @@ func (c *Class) refuse(n *node) string {
 	if n.Info.Format < c.Format {
 		return "runs an older version of Wherry"
 	}
+	for _, name := range c.Parents {
+		if !n.Info.HasParent(name) {
+			return "has no interface " + name + " for a macvlan network now"
+		}
+	}
 	if v := c.homeElsewhere(n); v != "" {
 		return "does not hold volume " + v
 	}
