@@ -294,9 +294,12 @@ func (c *conversion) network(at path, name string, n types.NetworkConfig) spec.N
 	case "bridge":
 		out.Driver = spec.DriverBridge
 		c.note(at.key("driver"), "the network is local to each host: leave the driver out for one that spans all hosts")
+	case "macvlan":
+		out.Driver = spec.DriverMacvlan
 	default:
 		c.refuse(at.key("driver"), "leave it out for a network that spans all hosts", "the network driver %q: %s", n.Driver, notBuilt)
 	}
+	c.networkOpts(at, n, &out)
 	c.pools(at, n, &out)
 	return out
 }

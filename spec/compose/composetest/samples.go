@@ -21,6 +21,9 @@ func network(a, b string) Pair {
 	return Pair{wrap(a), wrap(b)}
 }
 
+// lan is what a macvlan network has to say of its addresses.
+const lan = "ipam: {config: [{subnet: 10.1.0.0/24, ip_range: 10.1.0.64/26, gateway: 10.1.0.1}]}\n"
+
 // volume declares the volume vol, which a service mounts.
 func volume(a, b string) Pair {
 	wrap := func(s string) string {
@@ -103,6 +106,7 @@ var Samples = map[string]Pair{
 
 	"networks.*.name":                         network("name: one", "name: two"),
 	"networks.*.driver":                       network("driver: overlay", "driver: bridge"),
+	"networks.*.driver_opts":                  network("driver: macvlan\n"+lan+"driver_opts: {parent: eth0}", "driver: macvlan\n"+lan+"driver_opts: {parent: eth0.7}"),
 	"networks.*.internal":                     network("internal: true", "internal: false"),
 	"networks.*.labels":                       network("labels: {a: b}", "labels: [a=c]"),
 	"networks.*.external":                     network("external: true", "external: false"),
