@@ -16,6 +16,12 @@ import (
 // other ways, some of it the same.
 var routes = []string{"10.9.1.0/29", "10.200.0.0/20", "10.11.0.0/16,fd09:1::/48", "172.17.0.0/16,192.0.2.53/32", "fd09::53/128"}
 
+// interfaces are what hosts may have for networks of their own, "" when they do
+// not tell; at rest all have all.
+var interfaces = []string{"", "eth0", "eth1", "br0", allLinks}
+
+const allLinks = "eth0 eth1"
+
 // address makes networks of a stack choose addresses in all ways, and adds a
 // service with one of its own.
 func (w *World) address(s *spec.Stack, image string) {
@@ -44,6 +50,9 @@ func (w *World) address(s *spec.Stack, image string) {
 			back.Reserved = []string{fmt.Sprintf("10.11.%d.2", own), fmt.Sprintf("10.11.%d.66", own)}
 		}
 		s.Networks["back"] = back
+	}
+	if w.chance(30) {
+		w.lan(s, image)
 	}
 	if w.chance(50) {
 		return
@@ -77,6 +86,49 @@ func (w *World) address(s *spec.Stack, image string) {
 	s.Services["web"] = web
 }
 
+// lan adds a network of the hosts' own, for a service that is on all of them or
+// on some.
+func (w *World) lan(s *spec.Stack, image string) {
+	own := slices.Index(stackNames, s.Name) + 1
+	subnet := fmt.Sprintf("10.12.%d.", own)
+	s.Networks["lan"] = spec.NetworkSpec{Driver: spec.DriverMacvlan, Parent: []string{"eth0", "eth1.7"}[w.rng.IntN(2)],
+		Pool: spec.Pool{Subnet: subnet + "0/24", Gateway: subnet + "1", Range: subnet + "64/26"}}
+	cam := spec.ServiceSpec{Mode: spec.Replicated, Template: template(image, "lan")}
+	if w.chance(50) {
+		cam.Mode = spec.Global
+	}
+	if w.chance(50) {
+		cam.Template.Networks = append(cam.Template.Networks, spec.Attachment{Network: "default"})
+	}
+	s.Services["cam"] = cam
+}
+
+// checkParents: a plan gives no task on a network of the hosts' own to one that
+// lacks its interface.
+func (w *World) checkParents(before *store.Snapshot, plan *spec.Plan) {
+	check := func(id spec.NodeID, list []spec.Address) {
+		n := before.Node(id)
+		for _, a := range list {
+			row := w.store.Snapshot().Network(a.Network)
+			if n == nil || row == nil || row.Spec.Driver != spec.DriverMacvlan || n.Info.Interfaces == "" {
+				continue
+			}
+			base, _, _ := strings.Cut(row.Spec.Parent, ".")
+			if !slices.Contains(strings.Fields(n.Info.Interfaces), base) {
+				w.failf("node %s has %s, and gets a task on %s", n.Name, n.Info.Interfaces, row.Spec.Parent)
+			}
+		}
+	}
+	for _, p := range plan.Parts {
+		for i := range p.Create {
+			check(p.Create[i].Node, p.Create[i].Addresses)
+		}
+		for _, c := range p.Change {
+			check(c.Node, c.Addresses)
+		}
+	}
+}
+
 // unsettled reports whether a network has not the numbers that it wants: others
 // hold them, or a task is on it, or a host reaches them by other ways.
 func unsettled(n *spec.Network) bool {
@@ -99,14 +151,17 @@ func (w *World) awaited() bool {
 		slices.ContainsFunc(s.Services(), func(s *spec.Service) bool { return s.Spec.Template.FixedAddress() != "" })
 }
 
-// reroute lets a host reach other subnets than before.
+// reroute lets a host reach other subnets than before, by other interfaces.
 func (w *World) reroute() {
 	h := w.hosts[w.rng.IntN(len(w.hosts))]
 	h.routes = ""
 	if w.chance(50) {
 		h.routes = routes[w.rng.IntN(len(routes))]
 	}
-	w.note("%s reaches %q by other ways", h.name, h.routes)
+	if !w.calm {
+		h.links = interfaces[w.rng.IntN(len(interfaces))]
+	}
+	w.note("%s reaches %q by other ways, and has %q", h.name, h.routes, h.links)
 	w.introduce(h)
 }
 
@@ -205,6 +260,9 @@ func (w *World) checkGiven(before *store.Snapshot, plan *spec.Plan) {
 		}
 		for _, n := range p.Networks {
 			old := before.Network(n.ID)
+			if old.Spec.Driver == spec.DriverMacvlan {
+				continue // it is one of theirs
+			}
 			for _, node := range s.Nodes() {
 				for _, text := range strings.Split(node.Info.Subnets, ",") {
 					route, err := netip.ParsePrefix(text)

@@ -21,6 +21,7 @@ type host struct {
 	memory  int64
 	mtu     int
 	routes  string // what it reaches by other ways
+	links   string // its interfaces, by what it tells
 	address string
 	want    spec.Wanted
 	// lease is until when exclusive tasks may run.

@@ -86,6 +86,7 @@ func (w *World) join() {
 	h.memory = int64(2+w.rng.IntN(6)) << 30
 	h.mtu = []int{0, 1400, 1500, 9000}[w.rng.IntN(4)]
 	h.address = fmt.Sprintf("192.0.2.%d:4477", w.made)
+	h.links = interfaces[w.rng.IntN(len(interfaces))]
 	if w.chance(10) {
 		h.routes = routes[w.rng.IntN(len(routes))]
 	}
@@ -112,7 +113,7 @@ func (w *World) introduce(h *host) {
 		info.MTU = h.mtu
 	}
 	if w.store.Snapshot().Format() >= store.AddressFormat {
-		info.Subnets = h.routes
+		info.Subnets, info.Interfaces = h.routes, h.links
 	}
 	w.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: h.id, Info: &info}}}})
 }
@@ -360,6 +361,7 @@ func (w *World) afterPlan(before *store.Snapshot, plan spec.Plan, res store.Resu
 		}
 	}
 	w.checkGiven(before, &plan)
+	w.checkParents(before, &plan)
 	if goesBack(plan) {
 		return // what that declares is still to be planned
 	}
@@ -422,6 +424,10 @@ func (w *World) Converge() {
 		h.heal(w)
 	}
 	w.upgrade()
+	for _, h := range w.hosts {
+		h.links = allLinks
+		w.introduce(h)
+	}
 	w.lastWill()
 	w.index += 2 * keepContents
 	w.value() // now what nothing refers to is due to go
