@@ -116,7 +116,8 @@ type Rollback struct {
 	RequestID string  `json:"request_id,omitempty"`
 }
 
-// Steer is the body of "service.pause", "service.resume" and "service.restart".
+// Steer is the body of "service.pause", "service.resume", "service.promote" and
+// "service.restart".
 type Steer struct {
 	Author    string `json:"author,omitempty"`
 	RequestID string `json:"request_id,omitempty"`
@@ -223,6 +224,9 @@ type TaskInfo struct {
 	Ports     []TaskPort       `json:"ports"`
 	// Current says that the task runs the newest revision of its service.
 	Current bool `json:"current"`
+	// Canary says that an update tries the newest revision with the task, and
+	// with few others.
+	Canary bool `json:"canary,omitempty"`
 }
 
 // TaskPort is a published port of a task.

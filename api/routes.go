@@ -61,6 +61,7 @@ var Routes = []Route{
 	{"service.rollback", "POST", "/v1/services/{stack}/{service}/rollback", RuleOperator, false},
 	{"service.pause", "POST", "/v1/services/{stack}/{service}/pause", RuleOperator, false},
 	{"service.resume", "POST", "/v1/services/{stack}/{service}/resume", RuleOperator, false},
+	{"service.promote", "POST", "/v1/services/{stack}/{service}/promote", RuleOperator, false},
 	{"service.restart", "POST", "/v1/services/{stack}/{service}/restart", RuleOperator, false},
 
 	// What it is about is in the query: a stack, a service or a task, as "of".

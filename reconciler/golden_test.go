@@ -29,7 +29,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //
 //	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, mtu, subnets, interfaces, address, format, or a label
 //	put FILE | rm STACK [volumes] | scale STACK SERVICE N | back STACK[/SERVICE] [REVISION]
-//	steer pause|resume|restart STACK SERVICE | history STACK
+//	steer pause|resume|promote|restart STACK SERVICE | history STACK
 //	mknet NAME | rmnet NAME     networks of no stack
 //	plan                        make a plan, print and apply it
 //	plan again                  likewise, and there may be another one to make

@@ -29,7 +29,11 @@ func (s *pass) goBackTo() (to uint64, cannot string) {
 		return 0, fmt.Sprintf("going back would not help: revision %d of the stack, which completed last, declares the same service", target.Number)
 	}
 	for _, svc := range s.snap.ServicesOf(row.Name) {
-		if u, ok := s.updates[svc.Key()]; ok && u.State == spec.UpdatePaused || !ok && svc.Update.State == spec.UpdatePaused && svc.Update.Rollout == svc.Rollout {
+		u, ok := s.updates[svc.Key()]
+		if !ok {
+			u = svc.Update
+		}
+		if u.State == spec.UpdatePaused && u.Rollout == svc.Rollout && u.Canary != spec.CanaryWaiting {
 			return 0, "the stack does not go back while service " + svc.Name + " is paused"
 		}
 	}

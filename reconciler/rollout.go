@@ -361,7 +361,7 @@ func (s *pass) update() {
 	batch := 0
 	for len(todo) > 0 {
 		may, size := s.mayGo(todo, others)
-		if batch >= size || batch == 0 && !s.rested() {
+		if batch >= size || s.canaryFull() || batch == 0 && !s.rested() {
 			break
 		}
 		if s.full() {

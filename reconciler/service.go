@@ -79,6 +79,7 @@ func (p *planner) service(svc *spec.Service, ports []spec.Port) {
 	}
 	s.placeAll(ready)
 	s.judgeUpdate()
+	s.judgeCanary()
 	s.update()
 	for _, pl := range s.places {
 		s.trimHistory(pl)

@@ -150,11 +150,16 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 	}
 	out.State = [...]string{StateRunning, StateUpdating, StateDegraded, StateFailed}[worst.rank]
 	out.Message = worst.message
-	switch s.up.State {
-	case spec.UpdateUpdating:
+	switch {
+	case s.up.State == spec.UpdatePaused && s.up.Canary == spec.CanaryWaiting:
+		if worst.rank <= progressing {
+			out.Message = s.up.Message
+		}
+		out.State = worse(out.State, StateUpdating)
+	case s.up.State == spec.UpdateUpdating:
 		out.State = worse(out.State, StateUpdating)
 		out.Message = cmp.Or(out.Message, s.up.Message)
-	case spec.UpdatePaused:
+	case s.up.State == spec.UpdatePaused:
 		out.State = worse(out.State, StateDegraded)
 		what := "update"
 		switch {

@@ -16,7 +16,8 @@ func (s *pass) beginUpdate() {
 	s.up = s.svc.Update
 	// What was declared before the state had room for all this is judged once.
 	old := s.up.To == "" && s.up.State != spec.UpdatePaused
-	if s.rollouts() && (s.svc.Rollout != s.up.Rollout || old) {
+	begins := s.rollouts() && (s.svc.Rollout != s.up.Rollout || old)
+	if begins {
 		s.up = spec.UpdateStatus{
 			State: spec.UpdateUpdating, Since: s.now, Rollout: s.svc.Rollout,
 			From: s.svc.Update.To, To: s.svc.Revision, Progress: s.now,
@@ -34,6 +35,10 @@ func (s *pass) beginUpdate() {
 		}
 	}
 	s.policy = policyOf(&s.svc.Spec, s.updating && s.up.Rollback != 0)
+	if begins {
+		s.up.Canary = s.firstCanary()
+	}
+	s.promotedByUser()
 }
 
 // rollouts reports whether the state has room for the progress of updates.
@@ -66,7 +71,7 @@ func (s *pass) judgeUpdate() {
 		_, t := s.lost(pl)
 		s.failure = &failure{why: s.whyFailing(pl), log: lastLog(t)}
 		if n, _ := s.failures(); n > 1 {
-			s.failure.why = fmt.Sprintf("%d of %d tasks failed: %s", n, len(s.places), s.failure.why)
+			s.failure.why = fmt.Sprintf("%d of %d tasks failed: %s", n, s.tries(), s.failure.why)
 		}
 		return
 	}
@@ -123,7 +128,11 @@ func (s *pass) deadline() time.Time {
 	}
 	since := s.since(s.up.Progress)
 	if !s.up.Rests.IsZero() {
-		since = later(since, s.since(s.up.Rests).Add(s.policy.delay))
+		rest := s.policy.delay
+		if s.trying() {
+			rest = max(rest, s.watch())
+		}
+		since = later(since, s.since(s.up.Rests).Add(rest))
 	}
 	return since.Add(s.policy.deadline)
 }
@@ -218,6 +227,9 @@ func (s *pass) updateState(next *spec.UpdateStatus) (spec.UpdateState, string) {
 		}
 	}
 	done, failed := s.finished()
+	if done && next.Canary != "" {
+		next.Canary = spec.CanaryPromoted
+	}
 	switch {
 	case done && next.Rollback != 0:
 		next.Failed = failed
@@ -230,7 +242,7 @@ func (s *pass) updateState(next *spec.UpdateStatus) (spec.UpdateState, string) {
 		return spec.UpdateCompleted, ""
 	case s.svc.Held != "":
 		return spec.UpdatePaused, "paused by " + s.svc.Held
-	case s.rollouts() && s.up.State == spec.UpdatePaused:
+	case s.rollouts() && s.up.State == spec.UpdatePaused && s.up.Canary != spec.CanaryWaiting:
 		return spec.UpdatePaused, s.up.Message
 	case s.failure != nil && s.rollouts():
 		return s.fail(next)
@@ -240,6 +252,8 @@ func (s *pass) updateState(next *spec.UpdateStatus) (spec.UpdateState, string) {
 		if pl := s.failing(); pl != nil {
 			return spec.UpdatePaused, s.whyFailing(pl)
 		}
+	case next.Canary == spec.CanaryWaiting && !s.eager:
+		return spec.UpdatePaused, s.canaryMessage(next.Canary)
 	}
 	for _, pl := range s.places {
 		if pl.blocked != "" {
@@ -248,6 +262,9 @@ func (s *pass) updateState(next *spec.UpdateStatus) (spec.UpdateState, string) {
 	}
 	if next.Rollback != 0 {
 		return spec.UpdateUpdating, s.rolledBack()
+	}
+	if s.trying() {
+		return spec.UpdateUpdating, s.canaryMessage(next.Canary)
 	}
 	return spec.UpdateUpdating, ""
 }
@@ -302,6 +319,9 @@ func (s *pass) fail(next *spec.UpdateStatus) (spec.UpdateState, string) {
 		why += "; " + cannot
 	}
 	next.Log = s.failure.log
+	if next.Canary == spec.CanaryWaiting {
+		next.Canary = spec.CanaryTesting // what it waited for is decided
+	}
 	return spec.UpdatePaused, why
 }
 
@@ -331,10 +351,18 @@ func (s *pass) current(pl *place) bool {
 // than the policy admits; else nil. It matters during updates only.
 func (s *pass) failing() *place {
 	n, first := s.failures()
-	if s.policy.action == spec.FailureContinue || !exceeds(n, len(s.places), s.policy.ratio) {
+	if s.policy.action == spec.FailureContinue || !exceeds(n, s.tries(), s.policy.ratio) {
 		return nil
 	}
 	return first
+}
+
+// tries is how many places the update is about as yet.
+func (s *pass) tries() int {
+	if n := s.canary(); n > 0 && s.trying() {
+		return n
+	}
+	return len(s.places)
 }
 
 // failures counts the places at which the current revision is lost.

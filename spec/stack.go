@@ -58,6 +58,8 @@ type ServiceSpec struct {
 	// Update says how tasks are replaced, Rollback how that is taken back.
 	Update   UpdateConfig `json:"update,omitzero"`
 	Rollback UpdateConfig `json:"rollback,omitzero"`
+	// Canary says which part of the tasks an update tries first.
+	Canary Canary `json:"canary,omitzero"`
 	// ProgressDeadline is how long an update or a rollback may get no further
 	// before it has failed; 0 is DefaultProgressDeadline.
 	ProgressDeadline Duration `json:"progress_deadline,omitempty"`
@@ -319,6 +321,8 @@ type Service struct {
 	Restarts int `json:"restarts,omitempty"` // user
 	// Held says who paused the update; empty when nobody did.
 	Held string `json:"held,omitempty"` // user
+	// Promoted is the Rollout whose canary a user has found good.
+	Promoted uint64 `json:"promoted,omitempty"` // user
 	// Changed is when the user last changed the service.
 	Changed time.Time `json:"changed"` // apply
 	// Version is the log index of the last write by a user or the reconciler to
@@ -365,6 +369,9 @@ type UpdateStatus struct {
 	// Rollback is the revision of the stack that it goes back to; 0 for an
 	// update that goes forward.
 	Rollback uint64 `json:"rollback,omitempty"`
+	// Canary is how far its canary is. One that waits for a person is paused, and
+	// fails all the same when its tasks do.
+	Canary CanaryState `json:"canary,omitempty"`
 	// Log has the last lines of output of the task that made it fail.
 	Log string `json:"log,omitempty"`
 	// Failed counts the places at which it failed when it ended.
@@ -374,7 +381,8 @@ type UpdateStatus struct {
 	Done     int       `json:"done,omitempty"`
 	Progress time.Time `json:"progress,omitzero"`
 	// Batches counts those that were begun, where there is a delay between them.
-	// Rests is since when the update waits for the next; zero when it does not.
+	// Rests is since when the update waits for the next, or watches its canary;
+	// zero when it does not.
 	Batches int       `json:"batches,omitempty"`
 	Rests   time.Time `json:"rests,omitzero"`
 }

@@ -56,6 +56,50 @@ const (
 	DefaultProgressDeadline = 10 * time.Minute
 )
 
+// Canary says that an update tries the new revision on a part of the tasks
+// first. It is no part of the template. The zero value is no canary: so it is
+// with rollbacks, restarts and where there is but one task.
+type Canary struct {
+	// Replicas is how many tasks get the new revision first; 0 when Weight says.
+	Replicas int `json:"replicas,omitempty"`
+	// Weight is that as a share of the tasks, in percent from 1 to 99, rounded up.
+	Weight int `json:"weight,omitempty"`
+	// Promote is PromoteAuto when empty.
+	Promote Promotion `json:"promote,omitempty"`
+}
+
+// Promotion says who decides that an update goes on behind its canary.
+type Promotion string
+
+// The ways.
+const (
+	// PromoteAuto goes on when all tasks of the canary have been well together for
+	// UpdateConfig.Monitor, or DefaultMonitor where that is 0.
+	PromoteAuto Promotion = "auto"
+	// PromoteManual waits for a person as soon as all of them are trusted.
+	PromoteManual Promotion = "manual"
+)
+
+// Of returns how many of a number of tasks are tried first: never all of them,
+// and 0 for no canary.
+func (c Canary) Of(tasks int) int {
+	n := c.Replicas
+	if c.Weight > 0 {
+		n = (tasks*c.Weight + 99) / 100
+	}
+	return max(min(n, tasks-1), 0)
+}
+
+// CanaryState is how far the canary of an update is.
+type CanaryState string
+
+// The states; empty is an update without canary.
+const (
+	CanaryTesting  CanaryState = "testing"  // its tasks are replaced and watched
+	CanaryWaiting  CanaryState = "waiting"  // they are well, and a person decides
+	CanaryPromoted CanaryState = "promoted" // the update has gone on, or goes on
+)
+
 // NeverTogether says why two tasks of one place of the service can never be together,
 // whatever its update policy says; empty when they can.
 func (s *ServiceSpec) NeverTogether() string {
@@ -103,6 +147,7 @@ func (c *checker) updates(at string, s *ServiceSpec) {
 	c.update(at+".update", &s.Update, FailureRollback, FailurePause, FailureContinue)
 	c.update(at+".rollback", &s.Rollback, FailurePause, FailureContinue)
 	c.notNegative(at+".progress_deadline", int64(s.ProgressDeadline))
+	c.canary(at+".canary", s)
 	for _, u := range []struct {
 		name   string
 		config *UpdateConfig
@@ -110,6 +155,28 @@ func (c *checker) updates(at string, s *ServiceSpec) {
 		if why := s.NoStartFirst(); why != "" && u.config.Order == StartFirst {
 			c.add(at+u.name+".order", "%s is not possible: %s", StartFirst, why)
 		}
+	}
+}
+
+func (c *checker) canary(at string, s *ServiceSpec) {
+	k := s.Canary
+	if k == (Canary{}) {
+		return
+	}
+	if (k.Replicas == 0) == (k.Weight == 0) {
+		c.add(at, "must have either replicas or weight")
+	}
+	if k.Replicas < 0 || k.Replicas > MaxReplicas {
+		c.add(at+".replicas", "must be from 1 to %d", MaxReplicas)
+	}
+	if k.Weight < 0 || k.Weight > 99 {
+		c.add(at+".weight", "must be from 1 to 99 percent")
+	}
+	if k.Promote != "" {
+		oneOf(c, at+".promote", k.Promote, PromoteAuto, PromoteManual)
+	}
+	if s.Update.FailureAction == FailureContinue {
+		c.add(at, "is not possible with the failure action %s: a canary that fails is gone back from, or left to a person", FailureContinue)
 	}
 }
 

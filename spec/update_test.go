@@ -36,6 +36,15 @@ func TestValidateUpdates(t *testing.T) {
 		{"services.web.update.order: start-first is not possible: the service shares the network of service db", func(s *ServiceSpec) {
 			s.Template.NetworkMode, s.Template.Networks, s.Ports, s.Update.Order = "service:db", nil, nil, StartFirst
 		}},
+		{"", func(s *ServiceSpec) { s.Canary = Canary{Weight: 99, Promote: PromoteManual} }},
+		{"services.web.canary: must have either", func(s *ServiceSpec) { s.Canary = Canary{Promote: PromoteAuto} }},
+		{"services.web.canary: must have either", func(s *ServiceSpec) { s.Canary = Canary{Replicas: 1, Weight: 1} }},
+		{"services.web.canary.replicas: must be", func(s *ServiceSpec) { s.Canary = Canary{Replicas: -1} }},
+		{"services.web.canary.weight: must be from 1 to 99", func(s *ServiceSpec) { s.Canary = Canary{Weight: 100} }},
+		{"services.web.canary.promote:", func(s *ServiceSpec) { s.Canary = Canary{Replicas: 1, Promote: "never"} }},
+		{"services.web.canary: is not possible with the failure action continue", func(s *ServiceSpec) {
+			s.Canary.Replicas, s.Update.FailureAction = 1, FailureContinue
+		}},
 		{"services.web.progress_deadline:", func(s *ServiceSpec) { s.ProgressDeadline = -1 }},
 	} {
 		s := validStack()
@@ -77,5 +86,26 @@ func TestNoPolicyIsNotWritten(t *testing.T) {
 	b, err := json.Marshal(&ServiceSpec{Mode: Replicated})
 	if err != nil || strings.Contains(string(b), "update") || strings.Contains(string(b), "rollback") || strings.Contains(string(b), "deadline") {
 		t.Errorf("%s, %v", b, err)
+	}
+}
+
+func TestCanaryOf(t *testing.T) {
+	for _, tt := range []struct {
+		canary      Canary
+		tasks, want int
+	}{
+		{Canary{}, 10, 0},
+		{Canary{Replicas: 3}, 10, 3},
+		{Canary{Replicas: 30}, 10, 9}, // never all
+		{Canary{Weight: 1}, 10, 1},    // rounded up
+		{Canary{Weight: 20}, 10, 2},
+		{Canary{Weight: 21}, 10, 3},
+		{Canary{Weight: 99}, 10, 9},
+		{Canary{Weight: 99}, 1, 0},
+		{Canary{Replicas: 1}, 0, 0},
+	} {
+		if got := tt.canary.Of(tt.tasks); got != tt.want {
+			t.Errorf("%+v of %d tasks is %d, want %d", tt.canary, tt.tasks, got, tt.want)
+		}
 	}
 }

@@ -187,6 +187,7 @@ func New(c Config) (*Server, error) {
 		"service.rollback": s.rollback,
 		"service.pause":    s.steer(store.SteerPause),
 		"service.resume":   s.steer(store.SteerResume),
+		"service.promote":  s.steer(store.SteerPromote),
 		"service.restart":  s.steer(store.SteerRestart),
 		"task.list":        s.taskList,
 		"task.get":         s.taskGet,

@@ -130,6 +130,8 @@ func taskInfo(snap *store.Snapshot, t *spec.Task) api.TaskInfo {
 	}
 	if sv := snap.Service(t.Stack, t.Service); sv != nil {
 		out.Current = sv.Revision == t.Revision
+		trying := sv.Update.Canary == spec.CanaryTesting || sv.Update.Canary == spec.CanaryWaiting
+		out.Canary = out.Current && trying && sv.Update.Rollout == sv.Rollout
 		for _, p := range sv.Ports {
 			out.Ports = append(out.Ports, api.TaskPort{HostIP: p.HostIP, Published: p.Published, Target: p.Target, Protocol: p.Protocol, Mode: p.Mode})
 		}

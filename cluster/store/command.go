@@ -163,6 +163,8 @@ const (
 	SteerResume SteerAction = "resume"
 	// SteerRestart replaces all tasks, as an update does.
 	SteerRestart SteerAction = "restart"
+	// SteerPromote goes on behind the canary of an update.
+	SteerPromote SteerAction = "promote"
 )
 
 // SteerService steers the update of a service.
@@ -440,7 +442,7 @@ func (c *Command) usesData() bool {
 
 // hasPolicy reports whether a service says how it is to be updated.
 func hasPolicy(s *spec.ServiceSpec) bool {
-	return s.Update != (spec.UpdateConfig{}) || s.Rollback != (spec.UpdateConfig{}) || s.ProgressDeadline != 0
+	return s.Update != (spec.UpdateConfig{}) || s.Rollback != (spec.UpdateConfig{}) || s.ProgressDeadline != 0 || s.Canary != (spec.Canary{})
 }
 
 // rollsOut reports whether a part has what programs before RolloutFormat do not

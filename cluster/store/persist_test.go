@@ -198,6 +198,7 @@ func TestFormatRatchet(t *testing.T) {
 		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Update.Order = spec.StopFirst })),
 		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Rollback.Parallelism = ptr(0) })),
 		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.ProgressDeadline = 1 })),
+		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Canary.Weight = 10 })),
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Tasks: []spec.TaskReport{{Status: spec.TaskStatus{HealthySince: start}}}}}}},
 		{RollbackStack: &RollbackStack{Stack: "shop"}},
 		{SteerService: &SteerService{Stack: "shop", Service: "web", Action: SteerRestart}},

@@ -70,7 +70,7 @@ func (g *generator) command(step int) Command {
 		s := g.stack()
 		c.RollbackStack = &RollbackStack{Stack: s, Service: pick(g, "", "", g.service()), To: uint64(g.IntN(4)), Base: g.base(s)}
 	case k < 35:
-		c.SteerService = &SteerService{Stack: g.stack(), Service: g.service(), Action: pick(g, SteerPause, SteerResume, SteerRestart)}
+		c.SteerService = &SteerService{Stack: g.stack(), Service: g.service(), Action: pick(g, SteerPause, SteerResume, SteerRestart, SteerPromote)}
 	case k < 38:
 		off := g.IntN(4)
 		c.PutContent = &PutContent{ID: pick(g, spec.ContentID("k1"), "k2"), Size: 4, Offset: off, Data: []byte("data")[off:][:g.IntN(5-off)]}

@@ -281,6 +281,22 @@ func TestSteerService(t *testing.T) {
 	if got := h.kinds(); !strings.HasSuffix(got, " update.paused service.resume") {
 		t.Error(got)
 	}
+	// A canary is promoted once, by whoever finds it good.
+	h.refuse(steer(SteerPromote), spec.ErrConflict, "no canary of service shop/web is being tried")
+	h.mustPart(spec.Part{Service: &spec.ServiceChange{Stack: "shop", Name: "web", Update: &spec.UpdateStatus{
+		State: spec.UpdatePaused, Canary: spec.CanaryWaiting, Rollout: get().Rollout,
+	}}})
+	h.refuse(steer(SteerResume), spec.ErrConflict, "waits for a decision about its canary: promote it")
+	rollout := get().Rollout
+	h.must(steer(SteerPromote))
+	if got := get(); got.Promoted != rollout || got.Rollout != rollout {
+		t.Errorf("%+v", got)
+	}
+	if res := h.must(steer(SteerPromote)); res.Changed {
+		t.Error("it was promoted already")
+	}
+	h.must(steer(SteerRestart))
+	h.refuse(steer(SteerPromote), spec.ErrConflict, "no canary")
 }
 
 // A change of the policy alone calls for an update that has nothing to do, and

@@ -6,8 +6,8 @@ import (
 	"wherry.dev/spec"
 )
 
-// steerService pauses the update of a service, goes on with it, or calls for a
-// restart of its tasks.
+// steerService pauses the update of a service, goes on with it, also behind its
+// canary, or calls for a restart of its tasks.
 func (r *reducer) steerService(c *SteerService) error {
 	head := r.stacks.get(r.txn, textKey(c.Stack))
 	if head == nil {
@@ -33,14 +33,29 @@ func (r *reducer) steerService(c *SteerService) error {
 		if !paused {
 			return spec.Conflictf("the update of service %s is not paused", svc.Key())
 		}
+		if svc.Held == "" && svc.Update.Canary == spec.CanaryWaiting {
+			return spec.Conflictf("the update of service %s waits for a decision about its canary: promote it, or roll it back", svc.Key())
+		}
 		next.Held = ""
 		next.Rollout, next.Changed = r.index, r.now
 	case SteerRestart:
 		next.Restarts++
 		next.Held = ""
 		next.Rollout, next.Changed = r.index, r.now
+	case SteerPromote:
+		if svc.Promoted == svc.Rollout && svc.Rollout != 0 {
+			return nil
+		}
+		trying := svc.Update.Canary == spec.CanaryTesting || svc.Update.Canary == spec.CanaryWaiting
+		if svc.Held != "" {
+			return spec.Conflictf("the update of service %s was paused by %s: resume it first", svc.Key(), svc.Held)
+		}
+		if !trying || svc.Update.Rollout != svc.Rollout || paused && svc.Update.Canary != spec.CanaryWaiting {
+			return spec.Conflictf("no canary of service %s is being tried", svc.Key())
+		}
+		next.Promoted = svc.Rollout
 	default:
-		return spec.Invalidf("a service can be steered by pause, resume and restart, not by %q", c.Action)
+		return spec.Invalidf("a service can be steered by pause, resume, restart and promote, not by %q", c.Action)
 	}
 	next.Version = r.index
 	put(r, &r.services, next)

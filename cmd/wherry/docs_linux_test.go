@@ -29,7 +29,7 @@ func TestDocumentedCommands(t *testing.T) {
 			t.Errorf("%s: only %d command lines found, the search is blind", path, len(lines))
 		}
 		for _, l := range lines {
-			if err := checkLine(l.words); err != nil {
+			if err := checkLine(l.words, l.prose); err != nil {
 				t.Errorf("%s:%d: %s: %v", strings.TrimPrefix(path, "../../"), l.number, strings.Join(l.words, " "), err)
 			}
 		}
@@ -55,7 +55,7 @@ func TestCheckLine(t *testing.T) {
 		"wherry cluster ca client":                      "wants one NAME",
 		"wherry daemon --join 10.0.0.1:4477 --tokens T": "unknown flag",
 	} {
-		err := checkLine(strings.Fields(line))
+		err := checkLine(strings.Fields(line), false)
 		switch {
 		case want == "" && err != nil:
 			t.Errorf("%s: %v", line, err)
@@ -89,6 +89,7 @@ func TestCommandLines(t *testing.T) {
 type commandLine struct {
 	number int // of the line
 	words  []string
+	prose  bool // it stands in a sentence, which may name a command only
 }
 
 var inlineCode = regexp.MustCompile("`(wherry [^`]*)`")
@@ -123,7 +124,7 @@ func commandLines(text string) []commandLine {
 				}
 				if len(words) > 0 && (words[0] == "wherry" || words[0] == "bin/wherry") {
 					words[0] = "wherry"
-					out = append(out, commandLine{i + 1, words})
+					out = append(out, commandLine{i + 1, words, !block})
 				}
 			}
 		}
@@ -176,7 +177,8 @@ loop:
 }
 
 // checkLine says what is wrong with a call of the program, without running it.
-func checkLine(words []string) error {
+// In prose the arguments may be left out all together.
+func checkLine(words []string, prose bool) error {
 	a := &app{env: func(string) (string, bool) { return "", false }}
 	root := a.root()
 	c, rest, err := root.Find(words[1:])
@@ -193,6 +195,8 @@ func checkLine(words []string) error {
 		return fmt.Errorf("no command %q in %s", args[0], c.Name())
 	case c.HasSubCommands():
 		return fmt.Errorf("%s wants one of its commands", c.Name())
+	case prose && len(args) == 0:
+		return nil
 	}
 	return c.ValidateArgs(args)
 }

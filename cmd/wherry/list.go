@@ -90,6 +90,9 @@ func taskState(t api.TaskInfo) string {
 // with what last words.
 func taskMessage(t api.TaskInfo) string {
 	var parts []string
+	if t.Canary {
+		parts = append(parts, "canary")
+	}
 	if t.Error != "" {
 		parts = append(parts, t.Error)
 	}
@@ -167,7 +170,7 @@ func (a *app) serviceCmd() *cobra.Command {
 		})
 	})
 	return group("service", "Look at services, scale, update and restart them", a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"), a.scaleCmd(),
-		a.serviceUpdateCmd(), a.restartCmd(), a.serviceRollbackCmd(), a.pauseCmd(), a.resumeCmd())
+		a.serviceUpdateCmd(), a.restartCmd(), a.serviceRollbackCmd(), a.pauseCmd(), a.resumeCmd(), a.promoteCmd())
 }
 
 func replicasText(s api.ServiceInfo) string {

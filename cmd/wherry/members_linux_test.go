@@ -222,7 +222,7 @@ func TestToken(t *testing.T) {
 	t.Run("what is printed is a command", func(t *testing.T) {
 		f := newFake(t)
 		f.answers("POST /v1/cluster/tokens/manager", several)
-		if err := checkLine(strings.Fields(f.call(t, "token", "manager").out)); err != nil {
+		if err := checkLine(strings.Fields(f.call(t, "token", "manager").out), false); err != nil {
 			t.Error(err)
 		}
 	})
@@ -812,7 +812,7 @@ func TestClientCertificate(t *testing.T) {
 		t.Error("the key leaves the host")
 	}
 	// What is printed is the beginning of a command.
-	if err := checkLine(append(strings.Fields(r.out), "ls")); err != nil {
+	if err := checkLine(append(strings.Fields(r.out), "ls"), false); err != nil {
 		t.Errorf("%s: %v", r.out, err)
 	}
 

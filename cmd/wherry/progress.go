@@ -49,7 +49,8 @@ func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index
 			continue
 		}
 		well := st.State == api.StateRunning || st.State == api.StateStopped
-		if revision != 0 && st.Revision != revision && (well || stuck(st)) {
+		waits := slices.ContainsFunc(st.Services, undecided)
+		if revision != 0 && st.Revision != revision && (well || waits || stuck(st)) {
 			p.close()
 			return a.overtaken(wctx, cl, st, revision)
 		}
@@ -61,6 +62,14 @@ func (a *app) waitStack(ctx context.Context, cl *api.Client, stack string, index
 		case stuck(st):
 			p.close()
 			return &exitError{exitFailed, failure(st)}
+		case waits:
+			p.close()
+			for _, s := range st.Services {
+				if undecided(s) {
+					fmt.Fprintf(a.err, "%s: %s\n", spec.ServiceKey(s.Stack, s.Name), s.Message)
+				}
+			}
+			return nil
 		}
 	}
 }
@@ -84,7 +93,7 @@ func impossible(st api.StackStatus) error {
 // only waits for another may do so for long.
 func moving(st api.StackStatus) bool {
 	for _, s := range st.Services {
-		if !s.Blocked && (s.State == api.StateUpdating || s.Update.State == spec.UpdateUpdating) && !strings.Contains(s.Message, "waits for service") {
+		if !s.Blocked && (s.State == api.StateUpdating || s.Update.State == spec.UpdateUpdating) && !undecided(s) && !strings.Contains(s.Message, "waits for service") {
 			return true
 		}
 	}
@@ -94,7 +103,13 @@ func moving(st api.StackStatus) bool {
 // stuck reports whether somebody has to do something.
 func stuck(st api.StackStatus) bool {
 	return st.State == api.StateFailed ||
-		slices.ContainsFunc(st.Services, func(s api.ServiceInfo) bool { return s.Update.State == spec.UpdatePaused })
+		slices.ContainsFunc(st.Services, func(s api.ServiceInfo) bool { return s.Update.State == spec.UpdatePaused && !undecided(s) })
+}
+
+// undecided reports whether the canary of a service is well and waits for a
+// person, as its file says.
+func undecided(s api.ServiceInfo) bool {
+	return s.Update.State == spec.UpdatePaused && s.Update.Canary == spec.CanaryWaiting
 }
 
 // overtaken says what became of a revision that is no longer in force.
@@ -140,7 +155,7 @@ func failure(st api.StackStatus) error {
 	}
 	hint := fmt.Sprintf("`wherry why %s` and `wherry logs %s` say more", st.Name, st.Name)
 	for _, s := range st.Services {
-		paused := s.Update.State == spec.UpdatePaused
+		paused := s.Update.State == spec.UpdatePaused && !undecided(s)
 		if s.State != api.StateFailed && !paused {
 			continue
 		}

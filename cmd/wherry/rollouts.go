@@ -154,6 +154,15 @@ func (a *app) resumeCmd() *cobra.Command {
 	return c
 }
 
+func (a *app) promoteCmd() *cobra.Command {
+	var w *waitFlags
+	c := a.onServices("promote", "Go on with an update behind its canary", func(ctx context.Context, cl *api.Client, stack, service string) error {
+		return a.steer(ctx, cl, stack, service, "promote", w)
+	})
+	w = addWaitFor(c, updateTimeout)
+	return c
+}
+
 func (a *app) restartCmd() *cobra.Command {
 	var w *waitFlags
 	c := a.onServices("restart", "Replace all tasks, as an update does", func(ctx context.Context, cl *api.Client, stack, service string) error {

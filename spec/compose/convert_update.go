@@ -3,6 +3,7 @@ package compose
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/compose-spec/compose-go/v2/types"
@@ -26,6 +27,10 @@ func (c *conversion) updates(at path, s types.ServiceConfig, out *spec.ServiceSp
 		}
 	}
 	out.ProgressDeadline = c.progressDeadline(at.key("x-wherry"), s.Extensions["x-wherry"])
+	out.Canary = c.canary(at.key("x-wherry").key("canary"), s.Extensions["x-wherry"])
+	if out.Canary != (spec.Canary{}) && out.Update.FailureAction == spec.FailureContinue {
+		c.refuse(at.key("x-wherry").key("canary"), "write failure_action: rollback or pause", "a canary that fails must not be gone on behind, as update_config.failure_action: continue says")
+	}
 }
 
 // updateConfig converts one of the two, whose first action is the default.
@@ -109,4 +114,49 @@ func (c *conversion) progressDeadline(at path, v any) spec.Duration {
 		return 0
 	}
 	return spec.Duration(d)
+}
+
+func (c *conversion) canary(at path, v any) spec.Canary {
+	own, _ := v.(map[string]any) // what is no mapping was refused
+	got, ok := own["canary"]
+	if !ok || got == nil {
+		return spec.Canary{}
+	}
+	keys, ok := got.(map[string]any)
+	if !ok {
+		c.refuse(at, "write for instance canary: {weight: 10%}", "%v is no mapping", got)
+		return spec.Canary{}
+	}
+	var out spec.Canary
+	_, replicas := keys["replicas"]
+	_, weight := keys["weight"]
+	if replicas == weight {
+		c.refuse(at, "", "give either replicas, a number of tasks, or weight, a share of them")
+		return out
+	}
+	if replicas {
+		out.Replicas = c.from1To(at.key("replicas"), keys["replicas"], "", spec.MaxReplicas, "write the number of tasks that are tried first")
+	} else {
+		out.Weight = c.from1To(at.key("weight"), keys["weight"], "%", 99, "write for instance 10%")
+	}
+	text, ok := keys["promote"]
+	if !ok {
+		return out
+	}
+	out.Promote = oneOf(c, at.key("promote"), "way", fmt.Sprint(text), []spec.Promotion{spec.PromoteAuto, spec.PromoteManual})
+	if out.Promote == spec.PromoteAuto {
+		out.Promote = ""
+	}
+	return out
+}
+
+// from1To reads a whole number, which may have a unit behind it.
+func (c *conversion) from1To(at path, v any, unit string, most int, hint string) int {
+	text := fmt.Sprint(v)
+	n, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(text, unit)))
+	if err != nil || n < 1 || n > most {
+		c.refuse(at, hint, "%q is no number from 1 to %d", text, most)
+		return 0
+	}
+	return n
 }

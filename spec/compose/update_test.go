@@ -35,13 +35,17 @@ func TestUpdates(t *testing.T) {
 				Monitor: spec.Duration(time.Minute), MaxFailureRatio: 0.1, Order: spec.StartFirst}}},
 		{deploy: "{rollback_config: {parallelism: \"3\", failure_action: continue, order: stop-first}}", own: "{progress_deadline: 1h}",
 			want: spec.ServiceSpec{Rollback: spec.UpdateConfig{Parallelism: new(3), FailureAction: spec.FailureContinue, Order: spec.StopFirst}, ProgressDeadline: spec.Duration(time.Hour)}},
+		{deploy: "{}", own: "{canary: {weight: 10%}}", want: spec.ServiceSpec{Canary: spec.Canary{Weight: 10}}},
+		{deploy: "{}", own: "{canary: {weight: 10, promote: auto}}", want: spec.ServiceSpec{Canary: spec.Canary{Weight: 10}}},
+		{deploy: "{}", own: "{canary: {replicas: \"2\", promote: manual}}", want: spec.ServiceSpec{Canary: spec.Canary{Replicas: 2, Promote: spec.PromoteManual}}},
+		{deploy: "{}", own: "{canary: }"},
 	} {
 		r := loadUpdate(t, "services: {web: {image: nginx, deploy: "+tt.deploy+", x-wherry: "+tt.own+"}}")
 		if err := r.Err(); err != nil || len(r.Findings) > 0 {
 			t.Errorf("%s: %v, %v", tt.deploy, err, r.Findings)
 		}
 		svc := r.Stack.Services["web"]
-		got := spec.ServiceSpec{Update: svc.Update, Rollback: svc.Rollback, ProgressDeadline: svc.ProgressDeadline}
+		got := spec.ServiceSpec{Update: svc.Update, Rollback: svc.Rollback, ProgressDeadline: svc.ProgressDeadline, Canary: svc.Canary}
 		if d := cmp.Diff(tt.want, got); d != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.deploy, d)
 		}
@@ -62,6 +66,14 @@ func TestUpdatesThatAreRefused(t *testing.T) {
 		{"update_config: {order: start-first}\n    x-wherry: {exclusive: true}", "services.web.deploy.update_config.order: start-first is not possible: the service is exclusive; leave it out"},
 		{"rollback_config: {order: start-first}\n    x-wherry: {exclusive: true}", "services.web.deploy.rollback_config.order: start-first is not possible: the service is exclusive; leave it out"},
 		{"replicas: 1\n    x-wherry: {progress_deadline: soon}", `services.web.x-wherry.progress_deadline: "soon" is no length of time; write for instance 30m`},
+		{"replicas: 1\n    x-wherry: {canary: true}", "services.web.x-wherry.canary: true is no mapping; write for instance canary: {weight: 10%}"},
+		{"replicas: 1\n    x-wherry: {canary: {}}", "services.web.x-wherry.canary: give either replicas, a number of tasks, or weight, a share of them"},
+		{"replicas: 1\n    x-wherry: {canary: {replicas: 1, weight: 5}}", "services.web.x-wherry.canary: give either replicas"},
+		{"replicas: 1\n    x-wherry: {canary: {weight: 100%}}", `services.web.x-wherry.canary.weight: "100%" is no number from 1 to 99; write for instance 10%`},
+		{"replicas: 1\n    x-wherry: {canary: {replicas: few}}", `services.web.x-wherry.canary.replicas: "few" is no number from 1 to 10000`},
+		{"replicas: 1\n    x-wherry: {canary: {weight: 5, promote: never}}", `services.web.x-wherry.canary.promote: the way "never" does not exist here, want auto or manual`},
+		{"replicas: 1\n    x-wherry: {canary: {weight: 5, after: 5m}}", "services.web.x-wherry.canary.after: there is no such key"},
+		{"update_config: {failure_action: continue}\n    x-wherry: {canary: {weight: 5}}", "services.web.x-wherry.canary: a canary that fails must not be gone on behind"},
 		{"replicas: 1\n    x-wherry: {progress_deadline: 0s}", `services.web.x-wherry.progress_deadline: "0s" is no length of time`},
 	} {
 		r := loadUpdate(t, "services:\n  web:\n    image: nginx\n    deploy: {"+strings.Replace(tt.deploy, "\n", "}\n", 1)+map[bool]string{true: "", false: "}"}[strings.Contains(tt.deploy, "\n")]+"\n")

@@ -156,6 +156,10 @@ var ownRows = []row{
 	{path: "services.*.configs.[].x-wherry.on_change", note: "for this config alone"},
 	{path: "services.*.x-wherry.exclusive", note: "true: no two tasks of one place ever run at the same time. A task runs while its node holds a lease of 15 s from the managers, is ended when none answers, and is replaced 20 s after its node was lost; an update stops the old task before it starts the new one"},
 	{path: "services.*.x-wherry.progress_deadline", note: "how long an update may get no further before it has failed; 10m by default. The time that an image takes to be pulled counts"},
+	{path: "services.*.x-wherry.canary", note: "an update tries the new revision on a part of the tasks first: see updates.md"},
+	{path: "services.*.x-wherry.canary.replicas", note: "how many tasks that are, but never all; this or weight"},
+	{path: "services.*.x-wherry.canary.weight", note: "which share of the tasks that is, such as 10%, rounded up, but never all"},
+	{path: "services.*.x-wherry.canary.promote", note: "auto (the default): the update goes on by itself when they have been well for monitor; manual: it waits for wherry service promote"},
 }
 
 // resourceRows judge the limits and the isolation of services.
