@@ -25,6 +25,7 @@ type source struct {
 	name     string
 	envFiles []string
 	profiles []string
+	accept   []string
 }
 
 func (s *source) flags(c *cobra.Command) {
@@ -33,6 +34,7 @@ func (s *source) flags(c *cobra.Command) {
 	f.StringVar(&s.name, "name", "", "name of the stack (default: name: in the file, else its folder)")
 	f.StringArrayVar(&s.envFiles, "env-file", nil, "file with variables for ${…} (default: .env beside the stack file)")
 	f.StringArrayVar(&s.profiles, "profile", nil, "also take services of this profile")
+	f.StringArrayVar(&s.accept, "accept", nil, "leave out this key, as services.NAME.KEY, that is refused")
 }
 
 // load reads the stacks, prints what there is to say of them, and fails when
@@ -52,7 +54,7 @@ func (a *app) load(ctx context.Context, s *source) ([]compose.Result, error) {
 	from := map[string]string{} // :: name of a stack → its first file
 	for _, set := range sets {
 		r, err := compose.Load(ctx, compose.Options{Files: set.files, Stdin: a.in, Name: set.name,
-			EnvFiles: s.envFiles, Profiles: s.profiles, Env: env})
+			EnvFiles: s.envFiles, Profiles: s.profiles, Env: env, Accept: s.accept})
 		if err != nil {
 			return nil, &exitError{exitInvalid, err} // a file that cannot be read
 		}
@@ -71,7 +73,27 @@ func (a *app) load(ctx context.Context, s *source) ([]compose.Result, error) {
 	if refused > 0 {
 		return nil, &exitError{exitInvalid, fmt.Errorf("%s; nothing was changed", count(refused, "problem"))}
 	}
+	if err := unaccepted(s.accept, results); err != nil {
+		return nil, &exitError{exitInvalid, err}
+	}
 	return ownersFirst(results), nil
+}
+
+// unaccepted is the error for keys of --accept that let no file through.
+func unaccepted(keys []string, results []compose.Result) error {
+	var errs []error
+	for _, k := range keys {
+		why, useless := "", true
+		for _, r := range results {
+			reason, ok := r.Unaccepted[k]
+			useless = useless && ok
+			why = cmp.Or(why, reason)
+		}
+		if useless {
+			errs = append(errs, spec.Invalidf("--accept %s: %s", k, why))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // ownersFirst puts before each stack those that declare the networks which it
@@ -202,6 +224,8 @@ func findingText(f compose.Finding) string {
 		b.WriteString("refused: ")
 	case compose.NoEffect:
 		b.WriteString("no effect: ")
+	case compose.Accepted:
+		b.WriteString("accepted: ")
 	default:
 		b.WriteString("note: ")
 	}
@@ -301,6 +325,11 @@ func (a *app) plans(ctx context.Context, p *putFlags) ([]api.Plan, error) {
 		pl, err := cl.Plan(ctx, p.request(r))
 		if err != nil {
 			return nil, err
+		}
+		for _, f := range r.Findings {
+			if f.Verdict == compose.Accepted {
+				pl.Notes = append(pl.Notes, f.Path+" "+f.Message)
+			}
 		}
 		plans = append(plans, pl)
 	}

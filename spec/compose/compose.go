@@ -30,6 +30,9 @@ type Options struct {
 	// WorkingDir is the folder that paths in the files are relative to; empty
 	// is the folder of the first file.
 	WorkingDir string
+	// Accept names keys by the paths that findings have. One that is refused is
+	// left out, and the refusal becomes a finding of the verdict Accepted.
+	Accept []string
 }
 
 // Verdict is what a finding means for the user.
@@ -43,6 +46,8 @@ const (
 	NoEffect Verdict = "no-effect"
 	// Note: the key is honoured in a way worth knowing.
 	Note Verdict = "note"
+	// Accepted: the key would be refused, and was left out on demand.
+	Accepted Verdict = "accepted"
 )
 
 // Finding is something to say about one place of the input.
@@ -88,6 +93,8 @@ type Result struct {
 	Contents map[spec.ContentID][]byte
 	// Findings in the order of files and lines.
 	Findings []Finding
+	// Unaccepted says why keys of Options.Accept let nothing through.
+	Unaccepted map[string]string
 }
 
 // Err returns nil when nothing was refused, else an error of class
@@ -115,6 +122,7 @@ func Load(ctx context.Context, o Options) (Result, error) {
 		return Result{}, err
 	}
 	l.run()
+	l = l.accepting()
 	if err := ctx.Err(); err != nil {
 		return Result{}, fmt.Errorf("load stack: %w", err)
 	}
@@ -144,6 +152,10 @@ type loading struct {
 	// model is compose-go's merged model, which also knows what zero values hide;
 	// nil before the conversion.
 	model map[string]any
+	// accepted are the findings on keys that are left out, and left where these
+	// are in the merged view.
+	accepted []Finding
+	left     []path
 }
 
 // run goes through the stages; each one adds findings, and those after which
@@ -152,6 +164,7 @@ func (l *loading) run() {
 	if !l.readEnvironment() || !l.readTree() {
 		return
 	}
+	l.dropAccepted()
 	l.judge()
 	l.checkVariables()
 	l.checkModes()
@@ -167,7 +180,7 @@ func (l *loading) result() Result {
 		return cmp.Or(cmp.Compare(l.files.order(a.File), l.files.order(b.File)),
 			cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path))
 	})
-	return Result{Stack: l.stack, Contents: l.contents, Findings: l.findings}
+	return Result{Stack: l.stack, Contents: l.contents, Findings: l.findings, Unaccepted: l.unaccepted()}
 }
 
 // refusals reports whether anything was refused so far.

@@ -17,7 +17,7 @@ import (
 
 // TestGolden loads the files of each archive in testdata/golden. The comment
 // of the archive holds the options, one per line: "file NAME", "profile P",
-// "name N", "env K=V", "env-file NAME"; without a file it is stack.yml. The
+// "name N", "env K=V", "env-file NAME", "accept KEY"; without a file it is stack.yml. The
 // sections "findings" and "stack" hold what is expected.
 func TestGolden(t *testing.T) {
 	archives, err := filepath.Glob(filepath.Join("testdata", "golden", "*.txtar"))
@@ -71,6 +71,8 @@ func loadArchive(t *testing.T, a *txtar.Archive) (findings, stack string) {
 		case "env":
 			name, value, _ := strings.Cut(v, "=")
 			o.Env[name] = value
+		case "accept":
+			o.Accept = append(o.Accept, v)
 		case "env-file":
 			o.EnvFiles = append(o.EnvFiles, filepath.Join(dir, v))
 		}
@@ -86,6 +88,9 @@ func loadArchive(t *testing.T, a *txtar.Archive) (findings, stack string) {
 	for _, f := range r.Findings {
 		line := strings.ReplaceAll(f.String(), dir+"/", "")
 		fmt.Fprintf(&b, "%s %s\n", f.Verdict, line)
+	}
+	for _, k := range slices.Sorted(mapKeys(r.Unaccepted)) {
+		fmt.Fprintf(&b, "unaccepted %s: %s\n", k, r.Unaccepted[k])
 	}
 	if r.Err() != nil {
 		return b.String(), ""
@@ -104,7 +109,7 @@ func loadArchive(t *testing.T, a *txtar.Archive) (findings, stack string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return b.String(), string(out) + "\n"
+	return b.String(), strings.ReplaceAll(string(out), dir, "/shop") + "\n"
 }
 
 func mapKeys[K comparable, V any](m map[K]V) func(func(K) bool) {

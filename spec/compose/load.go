@@ -99,6 +99,7 @@ func (l *loading) load(files []types.ConfigFile) (dict map[string]any, project *
 	if err != nil {
 		return nil, nil, err
 	}
+	l.dropFrom(dict)
 	name, _ := dict["name"].(string)
 	keep := copyAny(dict).(map[string]any)
 	project, err = l.bind(dict, name, false)
