@@ -47,7 +47,7 @@ func (c *conversion) packBind(b *relativeBind, dir bool) {
 	files, size, err := readContent(b.abs)
 	if errors.Is(err, errTooLarge) {
 		b.refusal = fmt.Sprintf("%s is larger than %d KiB, too large to travel with the stack", b.name, spec.MaxContent>>10)
-		b.hint = "put the files into the image, use a named volume, or bind an absolute path that the nodes have"
+		b.hint = "put the files into the image, use a named volume, bind an absolute path that the nodes have, or use the folder where it lies by x-wherry: {pin: NODE}"
 		return
 	}
 	if err == nil && dir && len(files) == 1 {

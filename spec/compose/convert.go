@@ -16,6 +16,8 @@ type conversion struct {
 	p *types.Project
 	// binds decides what every relative path becomes, by its absolute form.
 	binds map[string]*relativeBind
+	// pins are the nodes of services that are pinned, by the service's name.
+	pins map[string]string
 	// usedVolumes and usedNetworks are what services refer to.
 	usedVolumes, usedNetworks map[string]bool
 	// data are the secrets and configs that services use.
@@ -27,7 +29,7 @@ type conversion struct {
 // convert fills in the stack. It never stops at a problem.
 func (l *loading) convert(p *types.Project) {
 	l.contents, l.origins = map[spec.ContentID][]byte{}, map[string]path{}
-	c := &conversion{loading: l, p: p, binds: map[string]*relativeBind{}, usedVolumes: map[string]bool{}, usedNetworks: map[string]bool{}, data: map[spec.DatumKey]*datum{}, aliases: map[string][]string{}}
+	c := &conversion{loading: l, p: p, binds: map[string]*relativeBind{}, pins: map[string]string{}, usedVolumes: map[string]bool{}, usedNetworks: map[string]bool{}, data: map[spec.DatumKey]*datum{}, aliases: map[string][]string{}}
 	l.stack = spec.Stack{Name: p.Name, Services: map[string]spec.ServiceSpec{}, Networks: map[string]spec.NetworkSpec{}, Volumes: map[string]spec.VolumeSpec{}}
 	if declared := l.substitute(l.tree.get("name").text()); declared != "" && l.opts.Name == "" && declared != p.Name {
 		l.note(path{"name"}, "the stack is called %q", p.Name)
@@ -39,6 +41,9 @@ func (l *loading) convert(p *types.Project) {
 		}
 	} else if len(names) == 0 {
 		l.refuse(path{"services"}, "activate a profile by --profile, or add a service", "the stack has no active service")
+	}
+	for _, name := range names {
+		c.surveyPin(name)
 	}
 	c.surveyBinds(names)
 	for _, name := range names {
@@ -147,6 +152,7 @@ func (c *conversion) service(name string, s types.ServiceConfig) spec.ServiceSpe
 	out.DependsOn = c.dependsOn(at, s)
 	out.AlwaysPull = s.PullPolicy == types.PullPolicyAlways
 	c.updates(at, s, &out)
+	c.pin(name, &out)
 	return out
 }
 

@@ -36,7 +36,7 @@ type relativeBind struct {
 func (c *conversion) surveyBinds(services []string) {
 	for _, name := range services {
 		for _, v := range c.p.Services[name].Volumes {
-			if v.Type != types.VolumeTypeBind || !isRelative(v.Source) || spec.HasPlaceholder(v.Source) {
+			if v.Type != types.VolumeTypeBind || !isRelative(v.Source) || spec.HasPlaceholder(v.Source) || c.pinned(name, v) {
 				continue
 			}
 			abs := c.resolve(v.Source)
@@ -225,7 +225,7 @@ func (c *conversion) bindMount(at path, v types.ServiceVolumeConfig, m spec.Moun
 		case "disabled":
 			m.NonRecursive = true
 		case "writable", "readonly":
-			if isRelative(v.Source) {
+			if isRelative(v.Source) && !c.pinned(at[1], v) {
 				c.noEffect(at, "recursive: %s is about the mounts below a path of the node", r)
 			} else if m.ReadOnly {
 				m.Submounts = r
@@ -237,13 +237,17 @@ func (c *conversion) bindMount(at path, v types.ServiceVolumeConfig, m spec.Moun
 	if !isRelative(v.Source) {
 		m.Source = filepath.Clean(v.Source)
 		if strings.HasSuffix(m.Source, "/docker.sock") {
-			c.note(at, "%s is the socket of a Docker engine on the node, if it has one; it shows Docker's containers, not those of Wherry, and gives root on the node", m.Source)
+			m.MustExist = true // a folder in its place would keep Docker from starting there one day
+			c.note(at, "%s is the socket of a Docker engine on the node, which shows Docker's containers, not those of Wherry, and gives root on the node; a node without it rejects the task", m.Source)
 		}
 		return m, true
 	}
 	if spec.HasPlaceholder(v.Source) {
 		c.refuse(at, "write an absolute path of the nodes", "a path of the client has no placeholders")
 		return m, false
+	}
+	if c.pinned(at[1], v) {
+		return c.pinMount(at, m)
 	}
 	return c.relative(at, m)
 }

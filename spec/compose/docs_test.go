@@ -73,10 +73,24 @@ A relative path (also one with ` + "`~`" + `) in ` + "`volumes`" + ` names somet
 | a folder that all services mount read-only, at most 1 MiB | read-only content that travels with the stack |
 | a folder that some service may write to, at most 1 MiB | a local volume of the stack, filled from the folder when it is first made |
 | an empty folder, or nothing | an empty local volume of the stack, also when the name looks like that of a file |
-| larger | refused |
+| larger | refused, unless the service is pinned |
 
 A finding says which. The name of such a volume is made of the path. An absolute path stays a path of the node; a missing one is made there, unless
 ` + "`create_host_path: false`" + ` says otherwise.
+
+With ` + "`x-wherry: {pin: NODE}`" + ` a service is placed on one node only, and its relative paths name what lies there at the same place as on the client: for
+large folders, and for those that somebody edits. What the client has must be there, else the task is rejected.
+
+## Habits of single hosts
+
+` + "`container_name`" + ` is a further name of the service on its networks. Relative paths are above. ` + "`/var/run/docker.sock`" + ` is the node's own: it shows what Docker
+runs there, which is nothing of the stack, and a node without it rejects the task.
+
+## Keys that are refused
+
+` + "`wherry apply`" + `, ` + "`plan`" + ` and ` + "`validate`" + ` take ` + "`--accept KEY`" + ` for a file that is to be applied in spite of a refused key, with the path that the refusal
+names, such as ` + "`--accept services.web.external_links`" + `: the key is left out, and the plan says so. It may be given several times; a key that is not in
+the file or is not refused is an error.
 
 ## Placeholders
 

@@ -94,6 +94,7 @@ var Auxiliary = map[string]string{
 // Samples has a pair for every honoured key; a key that holds others is shown
 // by theirs.
 var Samples = map[string]Pair{
+	"services.*.x-wherry.pin":       service("x-wherry: {pin: host-1}", "x-wherry: {pin: host-2}"),
 	"services.*.x-wherry.exclusive": service("x-wherry: {exclusive: true}", "x-wherry: {exclusive: false}"),
 	"services.*.pull_policy":        {"services: {web: {image: nginx}}", "services: {web: {image: nginx, pull_policy: always}}"},
 	"name":                          {"name: one\nservices: {web: {image: nginx}}", "name: two\nservices: {web: {image: nginx}}"},
