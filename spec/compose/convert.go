@@ -307,6 +307,13 @@ func (c *conversion) network(at path, name string, n types.NetworkConfig) spec.N
 	}
 	c.networkOpts(at, n, &out)
 	c.pools(at, n, &out)
+	if out.External {
+		for _, k := range c.tree.get(at...).clone().keys {
+			if k != "external" && k != "name" && k != "attachable" && !strings.HasPrefix(k, "x-") {
+				c.noEffect(at.key(k), "the network is external: who declares it says this")
+			}
+		}
+	}
 	return out
 }
 

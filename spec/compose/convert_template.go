@@ -170,11 +170,21 @@ func (c *conversion) environment(at path, s types.ServiceConfig) map[string]stri
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		if v := env[k]; v != nil {
 			out[k] = *v
+			c.noteNumber(at.key("environment").key(k), *v)
 		} else {
 			c.note(at.key("environment"), "the variable %s has no value and is left out", k)
 		}
 	}
 	return nonEmpty(out)
+}
+
+// noteNumber tells of a variable that is not what its text looks like: YAML has
+// read a number or a boolean, and Compose writes that in its own way.
+func (c *conversion) noteNumber(at path, value string) {
+	n := c.tree.get(at...)
+	if text := n.text(); text != "" && text != value && slices.Contains([]string{"!!int", "!!float", "!!bool"}, n.scalar.ShortTag()) {
+		c.note(at, "is read as %q, not as text; write it in quotes for %q", value, text)
+	}
 }
 
 // envFiles returns the env files that can be read, by absolute path.
