@@ -69,6 +69,10 @@ type planner struct {
 	// removes: what only they used can go in the same plan.
 	// ended are all that it wants no longer.
 	over, reaped, ended map[spec.TaskID]bool
+	// preempted are tasks that are to end for others, and why; passed are services,
+	// by their keys, that this plan has looked at.
+	preempted map[spec.TaskID]string
+	passed    map[string]bool
 	// ports of services, by their keys, those of this plan included.
 	ports map[string][]spec.Port
 	// updates are those of services as this plan leaves them, by their keys;
@@ -99,6 +103,8 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 		over:      map[spec.TaskID]bool{},
 		reaped:    map[spec.TaskID]bool{},
 		ended:     map[spec.TaskID]bool{},
+		preempted: map[spec.TaskID]string{},
+		passed:    map[string]bool{},
 		updates:   map[string]spec.UpdateStatus{},
 		rollbacks: map[string]*spec.StackRollback{},
 	}
@@ -112,7 +118,7 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 		for _, a := range t.Addresses {
 			p.byNet[a.Network] = append(p.byNet[a.Network], t)
 		}
-		if !t.Status.State.Terminal() && t.Node != "" && t.Status.State != spec.TaskPending {
+		if p.holds(t) {
 			p.board.Book(p.booking(t))
 		}
 	}
@@ -135,6 +141,7 @@ func (p *planner) run() spec.Plan {
 	p.ports = p.choosePorts()
 	for _, svc := range p.inOrder() {
 		p.service(svc, p.ports[svc.Key()])
+		p.passed[svc.Key()] = true
 	}
 	p.settleVIPs()
 	p.endGoneServices()
@@ -145,8 +152,9 @@ func (p *planner) run() spec.Plan {
 	return p.plan
 }
 
-// inOrder returns the services, each behind those that it depends on, so that
-// a start order is judged by what this plan does with the dependencies.
+// inOrder returns the services, those of a higher priority first, but each behind
+// those that it depends on, so that a start order is judged by what this plan does
+// with the dependencies.
 func (p *planner) inOrder() []*spec.Service {
 	out := make([]*spec.Service, 0, len(p.services))
 	seen := map[string]bool{}
@@ -162,7 +170,11 @@ func (p *planner) inOrder() []*spec.Service {
 		visit(p.byKey[headKey(svc)])
 		out = append(out, svc)
 	}
-	for _, svc := range p.services {
+	first := slices.Clone(p.services)
+	slices.SortStableFunc(first, func(a, b *spec.Service) int {
+		return cmp.Compare(b.Spec.Placement.Priority, a.Spec.Placement.Priority)
+	})
+	for _, svc := range first {
 		visit(svc)
 	}
 	return out

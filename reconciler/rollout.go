@@ -32,6 +32,8 @@ func (s *pass) settle(pl *place) {
 			s.end(pl, t, spec.DesiredStopped, s.whyLost(t))
 		case pl.slot == 0 && s.drained(t) != "":
 			s.end(pl, t, spec.DesiredStopped, s.drained(t))
+		case s.preempted[t.ID] != "":
+			s.end(pl, t, spec.DesiredStopped, s.preempted[t.ID])
 		}
 	}
 	s.settleSurplus(pl)

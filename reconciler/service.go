@@ -78,6 +78,8 @@ func (p *planner) service(svc *spec.Service, ports []spec.Port) {
 		}
 	}
 	s.placeAll(ready)
+	s.makeRoom(ready)
+	s.keepRoom()
 	s.judgeUpdate()
 	s.judgeCanary()
 	s.update()

@@ -115,6 +115,10 @@ func (s *pass) whyFine(pl *place, t *spec.Task) string {
 
 // whyUnplaced explains a place whose task, if there is one yet, has no node.
 func (s *pass) whyUnplaced(pl *place, t *spec.Task, w *spec.TaskWhy) {
+	if t != nil && t.Status.Reason == waitsForRoom {
+		w.Verdict, w.Message = spec.VerdictWaiting, w.Name+": "+t.Status.Reason
+		return
+	}
 	if t != nil && t.Status.State == spec.TaskPending && s.now.Before(t.NotBefore) {
 		w.Verdict, w.Until, w.Message = spec.VerdictBackOff, t.NotBefore, w.Name+": "+t.Status.Reason
 		return

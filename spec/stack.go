@@ -85,7 +85,17 @@ type Placement struct {
 	Spread []string `json:"spread,omitempty"`
 	// MaxPerNode is the largest number of tasks on one node; 0 is no limit.
 	MaxPerNode int `json:"max_per_node,omitempty"`
+	// Priority from -MaxPriority to MaxPriority: tasks of services with a higher one
+	// get their nodes first.
+	Priority int `json:"priority,omitempty"`
+	// Preempt: where no node has room, tasks of services with a lower priority end
+	// to make some.
+	Preempt bool `json:"preempt,omitempty"`
 }
+
+// MaxPriority is the highest priority of a service, and without its sign the
+// lowest.
+const MaxPriority = 1000
 
 // DependencyCondition is what must hold of a dependency before a task starts.
 type DependencyCondition string

@@ -159,6 +159,9 @@ func (c *checker) placement(at string, p *Placement) {
 		}
 	}
 	c.notNegative(at+".max_per_node", int64(p.MaxPerNode))
+	if p.Priority < -MaxPriority || p.Priority > MaxPriority {
+		c.add(at+".priority", "must be from %d to %d", -MaxPriority, MaxPriority)
+	}
 }
 
 func (c *checker) port(at string, p Port, way *NetworkSpec) {

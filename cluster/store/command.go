@@ -34,6 +34,7 @@ import (
 //	   and Configs and what uses them, TaskStatus.Files
 //	   rollouts: RollbackStack, SteerService; policies of updates in ServiceSpec;
 //	   what became of updates and of revisions of stacks; TaskStatus.HealthySince
+//	   placement: Placement.Priority and Preempt
 const Format = 4
 
 const (
@@ -381,7 +382,9 @@ func (c *Command) NeedsFormat() int {
 	case c.usesData(), c.PutStack != nil && usesAddresses(&c.PutStack.Stack), c.CreateNetwork != nil, c.RemoveNetwork != nil,
 		c.RollbackStack != nil, c.SteerService != nil,
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) || rollsOut(&p) }),
-		c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool { return newInTemplate(s) || hasPolicy(s) }),
+		c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool {
+			return newInTemplate(s) || hasPolicy(s) || s.Placement.Priority != 0 || s.Placement.Preempt
+		}),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool {
 			return r.Info != nil && r.Info.Subnets+r.Info.Interfaces != "" ||
 				slices.ContainsFunc(r.Tasks, func(t spec.TaskReport) bool { return !t.Status.HealthySince.IsZero() })

@@ -26,6 +26,7 @@ func (c *conversion) updates(at path, s types.ServiceConfig, out *spec.ServiceSp
 			c.refuse(deploy.key("rollback_config").key("order"), leaveOut, "%s is not possible: %s", spec.StartFirst, why)
 		}
 	}
+	c.priority(at.key("x-wherry"), s.Extensions["x-wherry"], &out.Placement)
 	out.ProgressDeadline = c.progressDeadline(at.key("x-wherry"), s.Extensions["x-wherry"])
 	out.Canary = c.canary(at.key("x-wherry").key("canary"), s.Extensions["x-wherry"])
 	if out.Canary != (spec.Canary{}) && out.Update.FailureAction == spec.FailureContinue {
@@ -97,6 +98,26 @@ func anyOf(names []string) string {
 		}
 	}
 	return s
+}
+
+// priority converts which services come first, and whether others make room.
+func (c *conversion) priority(at path, v any, p *spec.Placement) {
+	keys, _ := v.(map[string]any) // what is no mapping was refused
+	if v, ok := keys["priority"]; ok {
+		n, err := strconv.Atoi(fmt.Sprint(v)) // a string after interpolation
+		if err != nil || n < -spec.MaxPriority || n > spec.MaxPriority {
+			c.refuse(at.key("priority"), "write for instance 100", "%q is no whole number from %d to %d", fmt.Sprint(v), -spec.MaxPriority, spec.MaxPriority)
+		} else {
+			p.Priority = n
+		}
+	}
+	if v, ok := keys["preempt"]; ok {
+		b, err := strconv.ParseBool(fmt.Sprint(v))
+		if err != nil {
+			c.refuse(at.key("preempt"), "", "%q is neither true nor false", fmt.Sprint(v))
+		}
+		p.Preempt = b
+	}
 }
 
 func (c *conversion) progressDeadline(at path, v any) spec.Duration {

@@ -52,6 +52,32 @@ func TestUpdates(t *testing.T) {
 	}
 }
 
+func TestPriority(t *testing.T) {
+	for _, tt := range []struct {
+		own, want string
+		priority  int
+		preempt   bool
+	}{
+		{own: "{priority: 10}", priority: 10},
+		{own: "{priority: \"${N:--1000}\", preempt: \"${ON:-true}\"}", priority: -1000, preempt: true},
+		{own: "{priority: 1001}", want: `services.web.x-wherry.priority: "1001" is no whole number from -1000 to 1000; write for instance 100`},
+		{own: "{priority: high}", want: `services.web.x-wherry.priority: "high" is no whole number`},
+		{own: "{preempt: maybe}", want: `services.web.x-wherry.preempt: "maybe" is neither true nor false`},
+	} {
+		r := loadUpdate(t, "services: {web: {image: nginx, deploy: {placement: {max_replicas_per_node: 2}}, x-wherry: "+tt.own+"}}")
+		if err := r.Err(); tt.want != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%s: %v, want %s", tt.own, err, tt.want)
+			}
+			continue
+		}
+		want := spec.Placement{MaxPerNode: 2, Priority: tt.priority, Preempt: tt.preempt}
+		if d := cmp.Diff(want, r.Stack.Services["web"].Placement); d != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.own, d)
+		}
+	}
+}
+
 func TestUpdatesThatAreRefused(t *testing.T) {
 	for _, tt := range []struct{ deploy, want string }{
 		{"update_config: {parallelism: 10001}", "services.web.deploy.update_config.parallelism: must be from 0, which is all at once, to 10000"},

@@ -156,6 +156,8 @@ var ownRows = []row{
 	{path: "services.*.configs.[].x-wherry.on_change", note: "for this config alone"},
 	{path: "services.*.x-wherry.exclusive", note: "true: no two tasks of one place ever run at the same time. A task runs while its node holds a lease of 15 s from the managers, is ended when none answers, and is replaced 20 s after its node was lost; an update stops the old task before it starts the new one"},
 	{path: "services.*.x-wherry.pin", note: "the name of a node: the service is placed there only, and its relative paths are used there where they lie on the client, whatever their size; updates are stop-first where it writes to one"},
+	{path: "services.*.x-wherry.priority", note: "from -1000 to 1000, 0 by default: tasks of services with a higher one get their nodes first. It ends none by itself"},
+	{path: "services.*.x-wherry.preempt", note: "true: where no node has room for a task, tasks of services with a lower priority end to make some, as few as will do"},
 	{path: "services.*.x-wherry.progress_deadline", note: "how long an update may get no further before it has failed; 10m by default. The time that an image takes to be pulled counts"},
 	{path: "services.*.x-wherry.canary", note: "an update tries the new revision on a part of the tasks first: see updates.md"},
 	{path: "services.*.x-wherry.canary.replicas", note: "how many tasks that are, but never all; this or weight"},

@@ -33,6 +33,7 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkPairs(before, after, c)
 	w.checkRevisions(before, after, c)
 	w.checkAvailable(before, after, c)
+	w.checkRoom(before, c)
 	w.checkNodes(before, after, c)
 	w.checkContents(after)
 	if c.RemoveStack == nil && c.RemoveVolumes == nil {
@@ -690,7 +691,7 @@ func (w *World) checkViews() {
 				}
 				continue
 			}
-			if s.State != reconciler.StateRunning && s.State != reconciler.StateDegraded && !waits && !(once && s.State == reconciler.StateFailed) {
+			if s.State != reconciler.StateRunning && s.State != reconciler.StateDegraded && !waits && s.Impossible == "" && !(once && s.State == reconciler.StateFailed) {
 				w.failf("service %s/%s is %s at rest: %s", row.Name, s.Name, s.State, s.Message)
 			}
 			if s.State == reconciler.StateDegraded && s.Message == "" {

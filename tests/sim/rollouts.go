@@ -134,6 +134,9 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 				if h := before.Task(t.Joins); h != nil && h.Ready() && !after.Task(h.ID).Ready() {
 					continue // it goes with its head, whose update sets the pace
 				}
+				if strings.HasPrefix(why[t.ID], "makes room for") {
+					continue // see checkRoom
+				}
 				if !t.Ready() {
 					if t.Desired == spec.DesiredRunning && !t.Status.State.Terminal() && t.Status.State != spec.TaskPending && len(t.Status.Attempts) == 0 {
 						under = string(t.ID)
@@ -160,6 +163,39 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 		}
 		if under != "" && atOnce(svc) < 1000 && !mayFail(svc) && svc.Update.State == spec.UpdateUpdating && svc.Update.Rollout == old.Update.Rollout {
 			w.failf("a plan takes a task of %s away while task %s is on its way", svc.Key(), under)
+		}
+	}
+}
+
+// checkRoom: a plan ends tasks for others only if these have a higher priority and
+// ask for it.
+func (w *World) checkRoom(before *store.Snapshot, c *store.Command) {
+	if c.ApplyPlan == nil {
+		return
+	}
+	for _, p := range c.ApplyPlan.Parts {
+		for _, x := range p.Change {
+			name, ok := strings.CutPrefix(x.Why, "makes room for task ")
+			if !ok {
+				continue
+			}
+			w.note("task %s %s", x.Task, x.Why)
+			t := before.Task(x.Task)
+			stack, rest, _ := strings.Cut(name, ".")
+			service, _, _ := strings.Cut(rest, ".")
+			to, of := before.Service(stack, service), before.Service(t.Stack, t.Service)
+			if to == nil || of == nil || !to.Spec.Placement.Preempt || to.Spec.Placement.Priority <= of.Spec.Placement.Priority {
+				w.failf("task %s of %s was ended for %s", x.Task, of.Key(), name)
+			}
+		}
+	}
+}
+
+// checkNoneWaitsForRoom: at rest all have ended that others wait for.
+func (w *World) checkNoneWaitsForRoom() {
+	for _, t := range w.store.Snapshot().Tasks() {
+		if strings.HasPrefix(t.Status.Reason, "waits for room") && !t.Status.State.Terminal() {
+			w.failf("task %s waits for room for ever: %s", t.ID, encode(t))
 		}
 	}
 }

@@ -150,6 +150,10 @@ func (w *World) stack(name string, good bool) spec.Stack {
 	db := spec.ServiceSpec{Mode: spec.Replicated, Template: template(image(), "back")}
 	db.Template.Mounts = []spec.Mount{{Type: spec.MountVolume, Source: "data", Target: "/data"}}
 	db.Template.Resources.ReserveMemory = int64(w.rng.IntN(3)) << 29
+	if w.upgraded() && w.chance(30) {
+		db.Placement.Priority, db.Placement.Preempt = 1+w.rng.IntN(2), w.chance(70)
+		db.Template.Resources.ReserveMemory = int64(1+w.rng.IntN(3)) << 29
+	}
 	s.Services["db"] = db
 	if w.chance(60) {
 		api := spec.ServiceSpec{Mode: spec.Replicated, Template: template(image(), "back")}
@@ -212,9 +216,12 @@ func (w *World) stack(name string, good bool) spec.Stack {
 	return s
 }
 
+// upgraded reports whether stacks may have all that there is.
+func (w *World) upgraded() bool { return w.store == nil || w.store.Snapshot().Format() == store.Format }
+
 // policies draws how a service is updated.
 func (w *World) policies(s *spec.ServiceSpec) {
-	if w.store != nil && w.store.Snapshot().Format() < store.RolloutFormat {
+	if !w.upgraded() {
 		return
 	}
 	if w.chance(40) {

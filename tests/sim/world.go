@@ -492,6 +492,7 @@ func (w *World) rest() {
 			w.checkAddressesAtRest()
 			w.checkDocuments(w.store.Snapshot())
 			w.checkDrained()
+			w.checkNoneWaitsForRoom()
 			w.checkPairsAtRest()
 			w.checkFiles()
 			if w.dead == nil && w.away == nil {

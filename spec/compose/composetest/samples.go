@@ -253,6 +253,8 @@ var Samples = map[string]Pair{
 	"services.*.x-wherry.canary.replicas":                 service("x-wherry: {canary: {replicas: 1}}", "x-wherry: {canary: {replicas: 2}}"),
 	"services.*.x-wherry.canary.weight":                   service("x-wherry: {canary: {weight: 10%}}", "x-wherry: {canary: {weight: 20%}}"),
 	"services.*.x-wherry.canary.promote":                  service("x-wherry: {canary: {replicas: 1, promote: auto}}", "x-wherry: {canary: {replicas: 1, promote: manual}}"),
+	"services.*.x-wherry.priority":                        service("x-wherry: {priority: 1}", "x-wherry: {priority: -1}"),
+	"services.*.x-wherry.preempt":                         service("x-wherry: {preempt: false}", "x-wherry: {preempt: true}"),
 	"services.*.deploy.restart_policy.condition":          service("deploy: {restart_policy: {condition: any}}", "deploy: {restart_policy: {condition: none}}"),
 	"services.*.deploy.restart_policy.delay":              service("deploy: {restart_policy: {delay: 1s}}", "deploy: {restart_policy: {delay: 2s}}"),
 	"services.*.deploy.restart_policy.max_attempts":       service("deploy: {restart_policy: {max_attempts: 1}}", "deploy: {restart_policy: {max_attempts: 2}}"),
