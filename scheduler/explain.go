@@ -88,6 +88,11 @@ func (c *Class) lacks(n *node) (needs []string, far float64, ok bool) {
 	if n.Availability != spec.NodeActive {
 		add(farActivate, "is activated")
 	}
+	for _, name := range c.Parents {
+		if !n.Info.HasParent(name) {
+			add(farLarger, "gets an interface %s", name)
+		}
+	}
 	if c.CPUs > 0 {
 		amount(add, n.Info.NanoCPUs, n.cpus, c.CPUs, cpusText)
 	}

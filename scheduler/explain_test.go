@@ -81,6 +81,10 @@ func TestExplain(t *testing.T) {
 			"generic", []*spec.Node{testNode("a", label("resource.gpu", "2"))}, Class{Generic: map[string]int64{"gpu": 1}}, []Booking{{Node: "a", Generic: map[string]int64{"gpu": 2}}},
 			"not enough of gpu [name-a]; fits if name-a frees 1 of gpu",
 		},
+		{
+			"an interface", []*spec.Node{testNode("a")}, Class{Parents: []string{"eth9"}}, nil,
+			"has no interface eth9 for a macvlan network now [name-a]; fits if name-a gets an interface eth9",
+		},
 		{"an older version", []*spec.Node{testNode("a")}, Class{Format: 9}, nil, "runs an older version of Wherry [name-a]; fits if name-a is upgraded"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
