@@ -197,7 +197,16 @@ type NetworkSpec struct {
 	// Parent is the interface of each host that a macvlan network is on, "eth0",
 	// or "eth0.7" for VLAN 7 of it; empty for other drivers.
 	Parent string `json:"parent,omitempty"`
+	// MTU is the largest that devices of tasks have, in bytes, from LeastMTU to
+	// LargestMTU; less where the hosts carry less. 0 is what they carry.
+	MTU int `json:"mtu,omitempty"`
 }
+
+// The bounds of NetworkSpec.MTU. IPv6 needs the least of them.
+const (
+	LeastMTU   = 1280
+	LargestMTU = 65535
+)
 
 // Pool says where the addresses of a network come from, for one family.
 type Pool struct {

@@ -121,8 +121,32 @@ type Address struct {
 	// IP6 is the IPv6 address with prefix length; empty where the network has
 	// none.
 	IP6 string `json:"ip6,omitempty"`
-	// MAC address, derived from the IP.
+	// MAC address, derived from the IP unless the service asks for one.
 	MAC string `json:"mac"`
+	// Interface as in Attachment.
+	Interface string `json:"interface,omitempty"`
+}
+
+// InterfaceNames returns the names of a task's devices, in the order of its
+// addresses.
+func InterfaceNames(list []Address) []string {
+	taken := map[string]bool{}
+	for _, a := range list {
+		taken[a.Interface] = true
+	}
+	var out []string
+	next := 0
+	for _, a := range list {
+		name := a.Interface
+		for name == "" {
+			if free := fmt.Sprintf("eth%d", next); !taken[free] {
+				name = free
+			}
+			next++
+		}
+		out = append(out, name)
+	}
+	return out
 }
 
 // VolumeBinding resolves one volume mount of a task's template.

@@ -180,13 +180,22 @@ type Attachment struct {
 	// empty takes any.
 	IP  string `json:"ip,omitempty"`
 	IP6 string `json:"ip6,omitempty"`
+	// MAC address that its one task has, "0a:00:00:00:00:01"; empty is made of
+	// the address.
+	MAC string `json:"mac,omitempty"`
+	// Interface is the name of the device in the container; empty is the first
+	// of eth0, eth1, … that no other one has.
+	Interface string `json:"interface,omitempty"`
+	// NoServiceName: the name of the service alone leads nowhere on this network,
+	// but its aliases and other names do.
+	NoServiceName bool `json:"no_service_name,omitempty"`
 }
 
-// FixedAddress returns an address that the template asks for, the first; empty
-// when it takes any. One task at a time can run from a template with one.
+// FixedAddress returns an IP or MAC address that the template asks for, the
+// first; empty when it takes any. One task at a time can run from a template with one.
 func (t *Template) FixedAddress() string {
 	for _, a := range t.Networks {
-		if ip := cmp.Or(a.IP, a.IP6); ip != "" {
+		if ip := cmp.Or(a.IP, a.IP6, a.MAC); ip != "" {
 			return ip
 		}
 	}

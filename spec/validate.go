@@ -243,6 +243,13 @@ func (c *checker) network(at, name string, n *NetworkSpec) {
 	if !n.External {
 		c.lan(at, n)
 	}
+	switch {
+	case n.MTU == 0:
+	case n.Driver == DriverMacvlan:
+		c.add(at+".mtu", "tasks have the MTU of the interface of the hosts: set it there")
+	case n.MTU < LeastMTU || n.MTU > LargestMTU:
+		c.add(at+".mtu", "%d is not from %d to %d", n.MTU, LeastMTU, LargestMTU)
+	}
 	c.addresses(at, n)
 	c.labels(at+".labels", n.Labels)
 }

@@ -3,8 +3,10 @@ package spec
 import (
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // family is what differs between IPv4 and IPv6 in what a stack says of
@@ -128,6 +130,14 @@ func (c *checker) fixed() {
 		for i, a := range s.Template.Networks {
 			at := fmt.Sprintf("services.%s.template.networks[%d]", name, i)
 			n, declared := c.stack.Networks[a.Network]
+			if a.MAC != "" && c.mac(at+".mac", a.MAC) {
+				c.oneTask(at+".mac", &s)
+				key := n.ClusterName(c.stack.Name, a.Network) + " " + a.MAC
+				if other, twice := taken[key]; twice {
+					c.add(at+".mac", "%s is that of the service %s on the network %s already", a.MAC, other, a.Network)
+				}
+				taken[key] = name
+			}
 			for _, x := range []struct {
 				family
 				at, address string
@@ -154,6 +164,42 @@ func (c *checker) fixed() {
 				}
 			}
 		}
+	}
+}
+
+// mac checks a MAC address that a service asks for.
+func (c *checker) mac(at, text string) bool {
+	m, err := net.ParseMAC(text)
+	switch {
+	case err != nil || len(m) != 6:
+		c.add(at, "%q is not a MAC address such as 0a:00:00:00:00:01", text)
+	case m.String() != text:
+		c.add(at, "%s is to be written as %s", text, m)
+	case m[0]&1 != 0 || text == "00:00:00:00:00:00":
+		c.add(at, "%s is no address that a device can have: the first octet is even, and not all are 0", text)
+	case strings.HasPrefix(text, "02:57:") || strings.HasPrefix(text, "02:58:"):
+		c.add(at, "addresses that begin with 02:57 or 02:58 are those of nodes and of other tasks")
+	default:
+		return true
+	}
+	return false
+}
+
+// interfaces checks the names of devices that a template asks for.
+func (c *checker) interfaces(at string, t *Template) {
+	taken := map[string]bool{}
+	for i, a := range t.Networks {
+		where := fmt.Sprintf("%s.networks[%d].interface", at, i)
+		switch {
+		case a.Interface == "":
+		case !linkName.MatchString(a.Interface) || strings.Trim(a.Interface, ".") == "":
+			c.add(where, "%q is not the name of an interface: up to 15 letters, digits, dots, - and _", a.Interface)
+		case a.Interface == "lo" || a.Interface == "all" || a.Interface == "default":
+			c.add(where, "%s is the kernel's: choose another name", a.Interface)
+		case taken[a.Interface]:
+			c.add(where, "another network of the service has the interface %s already", a.Interface)
+		}
+		taken[a.Interface] = true
 	}
 }
 

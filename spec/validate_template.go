@@ -200,6 +200,7 @@ func (c *checker) attachments(at string, t *Template) {
 	if t.NetworkMode != "" && len(t.Networks) > 0 {
 		c.add(at+".networks", "a service with network mode %s is on no network", t.NetworkMode)
 	}
+	c.interfaces(at, t)
 	seen := map[string]bool{}
 	for i, a := range t.Networks {
 		where := fmt.Sprintf("%s.networks[%d]", at, i)

@@ -23,8 +23,9 @@ import (
 //	   services
 //	3  virtual addresses: ServiceChange.VIPs and Service.VIPs,
 //	   ServiceSpec.EndpointMode; NodeInfo.MTU
-//	4  addresses: NetworkSpec.IPv6, Range, Gateway, Reserved and Parent, and all
-//	   that follows from them; Attachment.IP and IP6; Port.HostIP that is all
+//	4  addresses: NetworkSpec.IPv6, Range, Gateway, Reserved, Parent and MTU, and
+//	   all that follows from them; Attachment.IP, IP6, MAC, Interface and
+//	   NoServiceName; Address.Interface; Port.HostIP that is all
 //	   addresses of one family; NodeInfo.Subnets and Interfaces; Port.First and
 //	   Last; Bootstrap.VXLANPort
 //	   networks: CreateNetwork, RemoveNetwork, and external networks that do
@@ -408,21 +409,23 @@ func (c *Command) NeedsFormat() int {
 // that programs before AddressFormat do not know.
 func usesAddresses(s *spec.Stack) bool {
 	for _, n := range s.Networks { // any order gives the same answer
-		if n.IPv6 != nil || n.Range != "" || n.Gateway != "" || n.Reserved != nil || n.Parent != "" {
+		if n.IPv6 != nil || n.Range != "" || n.Gateway != "" || n.Reserved != nil || n.Parent != "" || n.MTU != 0 {
 			return true
 		}
 	}
 	return anyService(s, func(svc *spec.ServiceSpec) bool {
-		return svc.Template.FixedAddress() != "" || slices.ContainsFunc(svc.Ports, func(p spec.Port) bool {
+		return svc.Template.FixedAddress() != "" ||
+			slices.ContainsFunc(svc.Template.Networks, func(a spec.Attachment) bool { return a.Interface != "" || a.NoServiceName }) || slices.ContainsFunc(svc.Ports, func(p spec.Port) bool {
 			return p.First != 0 || p.HostIP == "0.0.0.0" || p.HostIP == "::"
 		})
 	})
 }
 
-// givesIPv6 reports whether a part gives an IPv6 subnet or address to anything.
+// givesIPv6 reports whether a part gives an IPv6 subnet or address to anything,
+// or an interface its name.
 func givesIPv6(p spec.Part) bool {
 	six := func(list []spec.Address) bool {
-		return slices.ContainsFunc(list, func(a spec.Address) bool { return a.IP6 != "" })
+		return slices.ContainsFunc(list, func(a spec.Address) bool { return a.IP6 != "" || a.Interface != "" })
 	}
 	return slices.ContainsFunc(p.Networks, func(n spec.NetworkNumbers) bool { return n.Subnet6 != "" || n.Gateway6 != "" }) ||
 		slices.ContainsFunc(p.Create, func(t spec.Task) bool { return six(t.Addresses) }) ||

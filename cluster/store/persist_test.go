@@ -179,6 +179,10 @@ func TestFormatRatchet(t *testing.T) {
 		})),
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 4, Subnets: "10.0.0.0/16"}}}}},
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Info: &spec.NodeInfo{OS: "linux", Format: 4, Interfaces: "eth0"}}}}},
+		putStack(attached("small", spec.NetworkSpec{Driver: spec.DriverOverlay, MTU: 1400}, spec.Attachment{})),
+		putStack(attached("mac", spec.NetworkSpec{Driver: spec.DriverOverlay}, spec.Attachment{MAC: "0a:00:00:00:00:01"})),
+		putStack(attached("named", spec.NetworkSpec{Driver: spec.DriverOverlay}, spec.Attachment{Interface: "lan0"})),
+		putStack(attached("hidden", spec.NetworkSpec{Driver: spec.DriverOverlay}, spec.Attachment{NoServiceName: true})),
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Tasks: []spec.TaskReport{{Task: "1-1", Status: spec.TaskStatus{Files: map[spec.DatumKey]spec.ContentID{"secret a": "x"}}}}}}}},
 		{PutContent: &PutContent{ID: "sealed:key", Size: 1, Data: []byte("x")}},
 		{PutDatum: &PutDatum{Kind: spec.DatumSecret, Name: "key", Content: "sealed:key"}},
@@ -187,6 +191,7 @@ func TestFormatRatchet(t *testing.T) {
 		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Ports[0].HostIP = "0.0.0.0" })),
 	}
 	for _, p := range []spec.Part{
+		{Create: []spec.Task{{Addresses: []spec.Address{{Network: "1-1", IP: "10.1.0.9/24", Interface: "lan0"}}}}},
 		{Networks: []spec.NetworkNumbers{{ID: "1-1", Subnet6: "fd00::/64"}}}, {Create: []spec.Task{{Addresses: address}}},
 		{Change: []spec.TaskChange{{Task: "1-9", Addresses: address}}}, vips("shop", spec.ServiceVIP{Network: "1-1", Address: "10.1.0.9", Address6: "fd00::9"}),
 	} {
@@ -362,4 +367,12 @@ func TestRestoreRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// attached is a stack whose service is attached to a network in some way.
+func attached(name string, n spec.NetworkSpec, a spec.Attachment) spec.Stack {
+	a.Network = "lan"
+	s := edit(web(name, 81), "web", func(s *spec.ServiceSpec) { s.Ports, s.Template.Networks = nil, []spec.Attachment{a} })
+	s.Networks["lan"] = n
+	return s
 }
