@@ -321,6 +321,15 @@ func (in Input) addresses6(d spec.HostNetwork) (netip.Prefix, netip.Addr, error)
 // mtu leaves room for the tunnel also while there is no other host, so that
 // one that comes changes nothing.
 func (in Input) mtu(d spec.HostNetwork) int {
+	mtu := in.carried(d)
+	if most := d.Network.Spec.MTU; most > 0 {
+		mtu = max(min(mtu, most), minMTU)
+	}
+	return mtu
+}
+
+// carried is the largest packet of a network that its hosts carry.
+func (in Input) carried(d spec.HostNetwork) int {
 	mtu := min(max(cmp.Or(d.MTU, in.MTU, defaultMTU), minMTU), maxMTU)
 	switch {
 	case d.Network.Spec.Driver != spec.DriverOverlay:
@@ -635,6 +644,7 @@ func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network, shared
 	st.Links[LinkID{s.Task, "lo"}] = Link{Kind: kindLoopback, Up: true}
 	var on []network
 	routed, routed6, gate := false, false, (*LinkID)(nil)
+	devices := spec.InterfaceNames(s.Addresses)
 	for i, a := range s.Addresses {
 		n, ok := networks[a.Network]
 		ip, err := netip.ParsePrefix(a.IP)
@@ -642,7 +652,7 @@ func (in Input) task(s spec.Sandbox, networks map[spec.NetworkID]network, shared
 			continue
 		}
 		ip6, _ := netip.ParsePrefix(a.IP6) // Attach refuses what is none
-		host, inner := LinkID{Name: vethName(in.Node, s.Task, i)}, LinkID{s.Task, fmt.Sprintf("eth%d", i)}
+		host, inner := LinkID{Name: vethName(in.Node, s.Task, i)}, LinkID{s.Task, devices[i]}
 		mac := strings.ToLower(a.MAC)
 		if n.lan() {
 			way := !routed && !n.doc.Network.Spec.Internal
