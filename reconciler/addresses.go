@@ -148,7 +148,11 @@ func fixedOf(a *spec.Attachment, six bool) string {
 func (s *pass) takeAddresses() ([]spec.Address, string) {
 	var out []spec.Address
 	for i, a := range s.nets {
-		x := spec.Address{Network: a.net.ID}
+		at := &s.tmpl.Networks[i]
+		if why := s.macTaken(a.net, at.MAC, nil); why != "" {
+			return nil, why
+		}
+		x := spec.Address{Network: a.net.ID, Interface: at.Interface}
 		for _, six := range []bool{false, true} {
 			space, fixed := s.space(a.net, six), fixedOf(&s.tmpl.Networks[i], six)
 			if why := s.roomFor(a.net, six, fixed, nil); why != "" {
@@ -171,9 +175,42 @@ func (s *pass) takeAddresses() ([]spec.Address, string) {
 				x.IP, x.MAC = text, ipam.MAC(ip)
 			}
 		}
+		if at.MAC != "" {
+			x.MAC = at.MAC
+			s.macs[macClaim{a.net.ID, at.MAC}] = s.svc.Key()
+		}
 		out = append(out, x)
 	}
 	return out, ""
+}
+
+// macClaim is a MAC address on a network.
+type macClaim struct {
+	network spec.NetworkID
+	mac     string
+}
+
+// macTaken says why a task cannot have the MAC address that it asks for, or "".
+// The old task is the one that gives it back.
+func (s *pass) macTaken(n *spec.Network, mac string, old *spec.Task) string {
+	if mac == "" {
+		return ""
+	}
+	what := fmt.Sprintf("MAC address %s on network %s", mac, n.Name)
+	if holder := s.macs[macClaim{n.ID, mac}]; holder != "" {
+		return fmt.Sprintf("waits for %s, which service %s has", what, holder)
+	}
+	for _, t := range s.byNet[n.ID] {
+		has := slices.ContainsFunc(t.Addresses, func(a spec.Address) bool { return a.Network == n.ID && a.MAC == mac })
+		switch {
+		case !has || old != nil && t.ID == old.ID || !s.holdsAddress(t):
+		case !s.nodeUp(t.Node):
+			return fmt.Sprintf("%s is held by a task of service %s on node %s, which is down: it is free when the node is back or removed", what, serviceKey(t), s.nodeName(t.Node))
+		default:
+			return fmt.Sprintf("waits for %s, which service %s has", what, serviceKey(t))
+		}
+	}
+	return ""
 }
 
 // addressRoom says which address of a new task cannot be had, or "", once the
@@ -182,6 +219,9 @@ func (s *pass) addressRoom(old *spec.Task) string {
 	for i, a := range s.nets {
 		if a.net == nil {
 			continue // that is told as missing
+		}
+		if why := s.macTaken(a.net, s.tmpl.Networks[i].MAC, old); why != "" {
+			return why
 		}
 		for _, six := range []bool{false, true} {
 			if why := s.roomFor(a.net, six, fixedOf(&s.tmpl.Networks[i], six), old); why != "" {

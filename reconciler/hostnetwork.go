@@ -383,21 +383,20 @@ func (n *hostNetwork) fillNames(all []end, vips map[string]virtual) {
 	table := names{}
 	for _, v := range vips {
 		ips := v.list()
-		table.add(v.Stack, v.Name, ips)
 		table.add(v.Stack, spec.ScopedName(v.Stack, v.Name), ips)
 		for i, a := range n.attachments(v.Stack, &v.Spec.Template) {
 			if a.net != nil && a.net.ID == n.Network.ID {
-				table.addAll(v.Stack, v.Spec.Template.Networks[i].Aliases, ips)
+				table.addAll(v.Stack, namesAt(v.Name, &v.Spec.Template.Networks[i]), ips)
 			}
 		}
 	}
 	for _, e := range all {
-		var aliases []string
+		aliases := []string{e.Service}
 		if tmpl := n.template(e.Revision); tmpl != nil && e.at < len(tmpl.Networks) { // addresses are in the order of the attachments
-			aliases = tmpl.Networks[e.at].Aliases
+			aliases = namesAt(e.Service, &tmpl.Networks[e.at])
 		}
 		if isPlaced(e.Task) {
-			table.claim(e.Stack, e.Service, "tasks."+e.Service)
+			table.claim(e.Stack, "tasks."+e.Service)
 			table.claim(e.Stack, aliases...)
 		}
 		if e.Desired != spec.DesiredRunning || e.Status.State != spec.TaskRunning || !n.alive(e.Task) {
@@ -415,11 +414,19 @@ func (n *hostNetwork) fillNames(all []end, vips map[string]virtual) {
 			}
 			own = dual{v.ip, e.ip6}.list()
 		}
-		table.add(e.Stack, e.Service, own)
 		table.add(e.Stack, spec.ScopedName(e.Stack, e.Service), own)
 		table.addAll(e.Stack, aliases, own)
 	}
 	n.Names = table.sorted()
+}
+
+// namesAt are the names of a service where it is attached, besides those that
+// hold its stack's.
+func namesAt(service string, a *spec.Attachment) []string {
+	if a.NoServiceName {
+		return a.Aliases
+	}
+	return append([]string{service}, a.Aliases...)
 }
 
 // fillPorts completes the published ports by the ready tasks behind them.

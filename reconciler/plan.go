@@ -53,6 +53,7 @@ type planner struct {
 	ranges   map[pool]*ipam.Range  // as far as asked for
 	fixed    map[pool][]netip.Addr // that services ask for
 	given    map[claim]string      // of these, in this plan: to which service, by key
+	macs     map[macClaim]string   // likewise
 	outside  []outside
 	byNet    map[spec.NetworkID][]*spec.Task    // tasks with an address, by ID
 	vipsOn   map[spec.NetworkID][]*spec.Service // services with a virtual address
@@ -94,6 +95,7 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 		ranges:    map[pool]*ipam.Range{},
 		fixed:     map[pool][]netip.Addr{},
 		given:     map[claim]string{},
+		macs:      map[macClaim]string{},
 		byNet:     map[spec.NetworkID][]*spec.Task{},
 		vipsOn:    map[spec.NetworkID][]*spec.Service{},
 		homes:     map[string][]spec.NodeID{},
