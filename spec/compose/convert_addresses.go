@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -88,7 +89,54 @@ func (c *conversion) attachment(at path, i int, name string, n *types.ServiceNet
 	model := fmt.Sprintf("services.%s.template.networks[%d]", at[1], i)
 	where := at.key("networks").key(name)
 	c.origins[model+".ip"], c.origins[model+".ip6"] = where.key("ipv4_address"), where.key("ipv6_address")
-	return spec.Attachment{Network: name, IP: shortAddr(n.Ipv4Address), IP6: shortAddr(n.Ipv6Address)}
+	c.origins[model+".mac"], c.origins[model+".interface"] = where.key("mac_address"), where.key("interface_name")
+	out := spec.Attachment{Network: name, IP: shortAddr(n.Ipv4Address), IP6: shortAddr(n.Ipv6Address),
+		MAC: shortMAC(n.MacAddress), Interface: n.InterfaceName, NoServiceName: !n.ServiceNameAliasEnabled()}
+	for _, k := range slices.Sorted(maps.Keys(n.DriverOpts)) {
+		v, opt := n.DriverOpts[k], where.key("driver_opts").key(k)
+		switch {
+		case k == "com.docker.network.endpoint.ifname" && (out.Interface == "" || out.Interface == v):
+			out.Interface = v
+			c.origins[model+".interface"] = opt
+		case k == "com.docker.network.endpoint.ifname":
+			c.refuse(opt, "leave one of them out", "interface_name says %s", out.Interface)
+		case k == "com.docker.network.endpoint.sysctls":
+			c.refuse(opt, "use sysctls of the service, with the name of the interface", "settings of one interface: %s", notBuilt)
+		default:
+			c.refuse(opt, cmp.Or(suggestion(k, "com.docker.network.endpoint.ifname"), leaveOut), "the option %q of the network driver: %s", k, notBuilt)
+		}
+	}
+	return out
+}
+
+// shortMAC returns a MAC address in its usual form, and what is none as it is.
+func shortMAC(s string) string {
+	if m, err := net.ParseMAC(strings.TrimSpace(s)); err == nil {
+		return m.String()
+	}
+	return s
+}
+
+// firstMAC gives the first network of a service the MAC address that the service
+// itself has.
+func (c *conversion) firstMAC(at path, s types.ServiceConfig, t *spec.Template) {
+	if s.MacAddress == "" {
+		return
+	}
+	where := at.key("mac_address")
+	if len(t.Networks) == 0 {
+		c.refuse(where, leaveOut, "the service is on no network of its own")
+		return
+	}
+	first, mac := &t.Networks[0], shortMAC(s.MacAddress)
+	if first.MAC != "" && first.MAC != mac {
+		c.refuse(where, "leave it out", "the network %s says %s", first.Network, first.MAC)
+		return
+	}
+	if first.MAC == "" {
+		c.origins["services."+at[1]+".template.networks[0].mac"] = where
+	}
+	first.MAC = mac
 }
 
 // hostIP reads the address that a port is published on.

@@ -85,6 +85,7 @@ func (c *conversion) template(at path, s types.ServiceConfig) spec.Template {
 	t.SecurityOpt, t.Seccomp = c.securityOpt(at.key("security_opt"), s.SecurityOpt)
 	t.Devices, t.DeviceRequests = c.devices(at, s)
 	c.attach(at, s, &t)
+	c.firstMAC(at, s, &t)
 	t.Mounts = c.mounts(at, s, &t)
 	t.Placeholders = t.HoldsPlaceholders()
 	return t

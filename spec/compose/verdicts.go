@@ -44,7 +44,7 @@ var topRows = []row{
 	{path: "networks.*"},
 	{path: "networks.*.name"},
 	{path: "networks.*.driver", note: "overlay (the default), bridge, which is local to each host, or macvlan, which is the network of an interface of the hosts; none other yet"},
-	{path: "networks.*.driver_opts", note: "parent of macvlan: eth0, or eth0.7 for a VLAN of it. All other options are refused", subtree: true},
+	{path: "networks.*.driver_opts", note: "parent of macvlan: eth0, or eth0.7 for a VLAN of it; com.docker.network.driver.mtu: tasks have no more, and less where the hosts carry less. Options that say what holds anyway are accepted, all others refused", subtree: true},
 	{path: "networks.*.internal"},
 	{path: "networks.*.labels", subtree: true},
 	{path: "networks.*.external", note: "true: another stack declares it, or it was made by wherry network create; a service waits until it exists; host stands for network_mode: host"},
