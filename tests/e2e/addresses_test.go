@@ -18,7 +18,7 @@ import (
 // TestAddressesOfTheFile: what a file says of the addresses of a network is what
 // its containers have, and a subnet that the host uses itself is not given.
 func TestAddressesOfTheFile(t *testing.T) {
-	_, h := oneHost(t)
+	l, h := oneHost(t)
 	h.Run("ip", "route", "add", "10.60.3.0/24", "dev", "lo") // another way, to nowhere
 	file := func(version, subnet string) string {
 		return stack(t, `
@@ -29,7 +29,7 @@ services:
     command: [sh, -c, "echo $$VERSION > /tmp/index.html; exec httpd -f -p 80 -h /tmp"]
     init: true
     environment: {VERSION: "`+version+`"}
-    networks: {lan: {ipv4_address: 10.50.0.10, ipv6_address: "fd50::10"}}
+    networks: {lan: {ipv4_address: 10.50.0.10, ipv6_address: "fd50::10", mac_address: "0a:00:00:00:00:0a", interface_name: lan0}}
   web:
     image: `+image+`
     command: [sleep, "1000"]
@@ -39,6 +39,7 @@ services:
 networks:
   lan:
     enable_ipv6: true
+    driver_opts: {com.docker.network.driver.mtu: "1400"}
     ipam:
       config:
         - {subnet: `+subnet+`, gateway: 10.50.0.254, ip_range: 10.50.0.128/28, aux_addresses: {printer: 10.50.0.128}}
@@ -52,7 +53,7 @@ networks:
 		t.Errorf("db has %v, want %v", db.Addresses, own)
 	}
 	inside := h.Must("exec", "addr/db", "--", "sh", "-c", "ip addr; ip route; ip -6 route")
-	for _, want := range []string{"inet 10.50.0.10/24 ", "inet6 fd50::10/64 ", "default via 10.50.0.254 ", "default via fd50::1 "} {
+	for _, want := range []string{"inet 10.50.0.10/24 ", "inet6 fd50::10/64 ", "default via 10.50.0.254 dev lan0", "default via fd50::1 dev lan0", "mtu 1400 ", "link/ether 0a:00:00:00:00:0a "} {
 		if !strings.Contains(inside, want) {
 			t.Errorf("inside of db there is no %q:\n%s", want, inside)
 		}
@@ -97,6 +98,45 @@ networks:
 	}
 	h.Must("rm", "addr")
 	usedByHost(t, h)
+	onHostsNetwork(t, l, h)
+}
+
+// onHostsNetwork: tasks are machines of the network of the hosts, for which they
+// need its interface.
+func onHostsNetwork(t *testing.T, l *lab.Lab, h *lab.Host) {
+	const lan = "10.123.0." // of the lab
+	l.Plug("client")
+	file := func(parent string) string {
+		return stack(t, `
+name: home
+services:
+  web:
+    image: `+image+`
+    command: [sh, -c, "echo at home > /tmp/index.html; exec httpd -f -p 80 -h /tmp"]
+    init: true
+    networks: {lan: {ipv4_address: `+lan+`130}}
+networks:
+  lan:
+    driver: macvlan
+    driver_opts: {parent: `+parent+`}
+    ipam: {config: [{subnet: `+lan+`0/24, gateway: `+lan+`200, ip_range: `+lan+`128/27}]}
+`)
+	}
+	const why = "1 node: has no interface eth9 for a macvlan network now"
+	if r := h.Wherry("plan", "-f", file("eth9")); !strings.Contains(r.Stdout+r.Stderr, why) {
+		t.Errorf("plan: exit %d: %s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	h.Must("apply", "-f", file("eth0"))
+	lab.Eventually(t, soon, "a machine of the network reaches the task", func() error {
+		if r := l.In("client", "curl", "-sS", "-m", "5", "http://"+lan+"130/"); strings.TrimSpace(r.Stdout) != "at home" {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	if out := h.Must("exec", "home/web", "--", "nslookup", "web"); !strings.Contains(out, lan) {
+		t.Errorf("its name: %s", out)
+	}
+	h.Must("rm", "home")
 }
 
 // usedByHost: a subnet that the host reaches by other ways is refused, with node
@@ -115,7 +155,7 @@ func usedByHost(t *testing.T, h *lab.Host) {
 	if out := h.Wherry("plan", "-f", taken); !strings.Contains(out.Stdout+out.Stderr, why) {
 		t.Errorf("plan does not say why: %s%s", out.Stdout, out.Stderr)
 	}
-	if r := h.Wherry("apply", "-f", taken, "--timeout", "20s"); r.Code == 0 || !strings.Contains(r.Stdout+r.Stderr, why) {
+	if r := h.Wherry("apply", "-f", taken, "--timeout", "3s"); r.Code == 0 || !strings.Contains(r.Stdout+r.Stderr, why) {
 		t.Errorf("apply: exit %d: %s%s", r.Code, r.Stdout, r.Stderr)
 	}
 	h.Must("rm", "taken")

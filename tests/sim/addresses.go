@@ -68,6 +68,10 @@ func (w *World) address(s *spec.Stack, image string) {
 	if n.IPv6 != nil && w.chance(70) {
 		asks.IP6 = fmt.Sprintf("fd09:%d::%d", 10+own, 2+w.rng.IntN(4))
 	}
+	if w.chance(30) {
+		asks.MAC = "0a:00:00:00:00:01"
+		asks.Interface = []string{"", "lan0"}[w.rng.IntN(2)]
+	}
 	if other := "shop_asked"; s.Name == "blog" && w.chance(30) && w.store != nil {
 		if row := w.store.Snapshot().NetworkNamed(other); row != nil && !row.Gone {
 			n, asks.IP, asks.IP6 = spec.NetworkSpec{External: true, Name: other}, "10.11.11.3", "" // shop may ask for it as well

@@ -72,7 +72,7 @@ type spot struct {
 	ip      netip.Addr
 }
 
-// checkAddresses: no address twice, of tasks and services alike, each in the
+// checkAddresses: no address twice, nor MAC address, of tasks and services alike, each in the
 // subnet of its network.
 func (w *World) checkAddresses(s *store.Snapshot) {
 	seen := map[spot]string{}
@@ -97,11 +97,17 @@ func (w *World) checkAddresses(s *store.Snapshot) {
 			}
 		}
 	}
+	macs := map[string]spec.TaskID{} // by network and address
 	for _, t := range s.Tasks() {
 		if t.Status.State.Terminal() && (t.Status.State != spec.TaskLost || s.Node(t.Node) == nil) {
 			continue
 		}
 		for _, a := range t.Addresses {
+			key := string(a.Network) + " " + a.MAC
+			if other, twice := macs[key]; twice {
+				w.failf("tasks %s and %s both have %s on network %s", other, t.ID, a.MAC, a.Network)
+			}
+			macs[key] = t.ID
 			n := s.Network(a.Network)
 			if n == nil {
 				w.failf("task %s is on network %s, which is gone", t.ID, a.Network)
