@@ -24,6 +24,9 @@ type pass struct {
 	// leaves it, failure why it has failed; policy is what it goes by.
 	updating bool
 	up       spec.UpdateStatus
+	// complete: every place is as the service wants it, before this plan leaves
+	// drained nodes.
+	complete bool
 	failure  *failure
 	policy   policy
 	// made counts the tasks that are to be created.

@@ -3,6 +3,7 @@ package reconciler
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,8 +48,8 @@ func (v *view) rollouts() bool { return v.snap.Format() >= store.RolloutFormat }
 // halted reports whether an update must not begin anything: it is paused, or
 // has failed, or its stack is about to go back.
 func (s *pass) halted() bool {
-	if !s.updating {
-		return false
+	if !s.updating || s.complete {
+		return false // or this plan ends it, and what else there is to do does not wait
 	}
 	paused := s.rollouts() && s.up.State == spec.UpdatePaused
 	return paused || s.svc.Held != "" || s.failure != nil || s.rollbacks[s.svc.Stack] != nil
@@ -67,6 +68,7 @@ func (s *pass) judgeUpdate() {
 	if !s.updating {
 		return
 	}
+	s.complete = s.whole()
 	if pl := s.failing(); pl != nil {
 		_, t := s.lost(pl)
 		s.failure = &failure{why: s.whyFailing(pl), log: lastLog(t)}
@@ -163,7 +165,7 @@ func (s *pass) done() int {
 // rested reports whether the delay between two batches is over, now that
 // nothing is under way.
 func (s *pass) rested() bool {
-	if s.eager || s.policy.delay == 0 || s.up.Batches == 0 || !s.rollouts() {
+	if s.eager || s.policy.delay == 0 || s.up.Batches == 0 || !s.rollouts() || s.complete {
 		return true
 	}
 	if s.up.Rests.IsZero() {
@@ -222,7 +224,7 @@ func (s *pass) progress(next *spec.UpdateStatus) {
 // fails.
 func (s *pass) updateState(next *spec.UpdateStatus) (spec.UpdateState, string) {
 	for _, pl := range s.places {
-		if !pl.fillable && len(pl.live) > 0 && pl.live[0].Revision != s.svc.Revision {
+		if s.oldThere(pl) {
 			pl.blocked = "node " + s.nodeName(pl.node) + " takes no tasks"
 		}
 	}
@@ -280,11 +282,7 @@ func (s *pass) rolledBack() string {
 // finished reports whether every place is as the service wants it. Where some
 // may fail, it is enough that every one has been tried.
 func (s *pass) finished() (done bool, failed int) {
-	done = true
-	for _, pl := range s.places {
-		done = done && pl.blocked == "" && (!pl.fillable || s.current(pl))
-	}
-	if done {
+	if s.complete || s.whole() {
 		return true, 0
 	}
 	failed, _ = s.failures()
@@ -298,6 +296,18 @@ func (s *pass) finished() (done bool, failed int) {
 		}
 	}
 	return true, failed
+}
+
+// whole reports whether every place is as the service wants it.
+func (s *pass) whole() bool {
+	return !slices.ContainsFunc(s.places, func(pl *place) bool {
+		return pl.blocked != "" || pl.fillable && !s.current(pl) || s.oldThere(pl)
+	})
+}
+
+// oldThere reports whether a node that takes no tasks has an old one.
+func (s *pass) oldThere(pl *place) bool {
+	return !pl.fillable && len(pl.live) > 0 && pl.live[0].Revision != s.svc.Revision
 }
 
 // fail ends an update that has failed as its policy says.
