@@ -68,12 +68,12 @@ func (s *pass) trying() bool {
 }
 
 // tried reports whether a place belongs to the canary: it has the new revision,
-// or is about to get it.
+// perhaps in a task that is on its way out, or is about to get it.
 func (s *pass) tried(pl *place) bool {
-	if len(pl.live) == 0 {
-		return pl.fresh != nil || pl.fillable
+	if pl.fresh != nil || len(pl.live) == 0 && pl.fillable {
+		return true
 	}
-	return pl.fresh != nil || slices.ContainsFunc(pl.live, func(t *spec.Task) bool { return t.Revision == s.svc.Revision })
+	return slices.ContainsFunc(slices.Concat(pl.live, pl.ending), func(t *spec.Task) bool { return t.Revision == s.svc.Revision })
 }
 
 // canaryFull reports whether no other place may get the new revision yet.

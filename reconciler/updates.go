@@ -254,7 +254,7 @@ func (s *pass) updateState(next *spec.UpdateStatus) (spec.UpdateState, string) {
 		if pl := s.failing(); pl != nil {
 			return spec.UpdatePaused, s.whyFailing(pl)
 		}
-	case next.Canary == spec.CanaryWaiting && !s.eager:
+	case next.Canary == spec.CanaryWaiting:
 		return spec.UpdatePaused, s.canaryMessage(next.Canary)
 	}
 	for _, pl := range s.places {

@@ -183,7 +183,7 @@ func (h *host) advance(w *World, r *run) bool {
 		if r.unchecked() {
 			r.health = spec.HealthNone
 		}
-	case strings.Contains(r.image, "broken"), !w.calm && w.chance(5):
+	case strings.Contains(r.image, "broken"), !w.calm && w.chance(5), strings.Contains(r.image, "flaky") && w.chance(20):
 		to = spec.TaskFailed
 		r.status.Attempts = []spec.Attempt{{Number: 1, Started: w.now, Ended: w.now, ExitCode: 1, LastLog: []string{"it broke"}}}
 	case r.once && w.chance(50):

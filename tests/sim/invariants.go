@@ -34,6 +34,10 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkRevisions(before, after, c)
 	w.checkAvailable(before, after, c)
 	w.checkRoom(before, c)
+	w.checkCanary(before, after, c)
+	if w.ledger != nil {
+		w.ledger.note(w, before, after, c)
+	}
 	w.checkNodes(before, after, c)
 	w.checkContents(after)
 	if c.RemoveStack == nil && c.RemoveVolumes == nil {

@@ -112,10 +112,10 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 	if c.ApplyPlan == nil {
 		return
 	}
-	why, with := map[spec.TaskID]string{}, map[spec.TaskID]bool{}
+	why := map[spec.TaskID]string{}
 	for _, p := range c.ApplyPlan.Parts {
 		for _, x := range p.Change {
-			why[x.Task], with[x.Task] = x.Why, x.With != ""
+			why[x.Task] = x.Why
 		}
 	}
 	for _, svc := range after.Services() {
@@ -125,7 +125,7 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 		}
 		taken, under := 0, ""
 		for slot := 1; slot <= min(svc.Replicas, old.Replicas); slot++ {
-			was, is := false, false
+			was, is, follows := false, false, false
 			for _, t := range before.TasksOf(svc.Stack, svc.Name) {
 				n := before.Node(t.Node)
 				if t.Slot != slot || n == nil || n.State != spec.NodeReady {
@@ -145,13 +145,16 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 				}
 				was = true
 				now := after.Task(t.ID)
-				is = is || now.Ready() || with[t.ID]
+				is = is || now.Ready()
+				// What shares the network of another task ends with that, whoever's turn it is.
+				head := after.Task(t.Joins)
+				follows = follows || t.Joins != "" && (head == nil || head.Desired != spec.DesiredRunning)
 				if !now.Ready() && svc.Name == "web" && !stopsFirst(svc) && !w.scarce && !n.StopPinned && why[t.ID] != "" &&
 					!strings.Contains(why[t.ID], "no room for both") && !w.another(before, t) {
 					w.failf("task %s of %s was stopped before another serves: %s", t.ID, svc.Key(), why[t.ID])
 				}
 			}
-			if was && !is {
+			if was && !is && !follows {
 				taken++
 			}
 		}
@@ -196,6 +199,36 @@ func (w *World) checkNoneWaitsForRoom() {
 	for _, t := range w.store.Snapshot().Tasks() {
 		if strings.HasPrefix(t.Status.Reason, "waits for room") && !t.Status.State.Terminal() {
 			w.failf("task %s waits for room for ever: %s", t.ID, encode(t))
+		}
+	}
+}
+
+// checkCanary: as long as a canary is tried, a plan begins no more replacements
+// of tasks that serve than it has.
+func (w *World) checkCanary(before, after *store.Snapshot, c *store.Command) {
+	if c.ApplyPlan == nil {
+		return
+	}
+	for _, svc := range after.Services() {
+		u := &svc.Update
+		if u.Canary != spec.CanaryTesting && u.Canary != spec.CanaryWaiting || u.Rollout != svc.Rollout || svc.Spec.Mode != spec.Replicated {
+			continue
+		}
+		tried, begun := map[int]bool{}, 0
+		for _, t := range after.TasksOf(svc.Stack, svc.Name) {
+			if t.Revision != svc.Revision || t.Status.State.Terminal() || t.Slot > svc.Replicas {
+				continue
+			}
+			tried[t.Slot] = true
+			if before.Task(t.ID) == nil && slices.ContainsFunc(before.TasksOf(t.Stack, t.Service), func(old *spec.Task) bool {
+				n := before.Node(old.Node)
+				return old.Slot == t.Slot && old.Revision != svc.Revision && old.Ready() && n != nil && n.State == spec.NodeReady
+			}) {
+				begun++
+			}
+		}
+		if most := svc.Spec.Canary.Of(svc.Replicas); begun > 0 && len(tried) > most {
+			w.failf("%d tasks of %s are of the new revision, and its canary is %d: %s", len(tried), svc.Key(), most, encode(u))
 		}
 	}
 }

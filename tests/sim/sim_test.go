@@ -14,8 +14,9 @@ import (
 )
 
 var (
-	seeds = flag.Uint64("seeds", 0, "number of seeds; the default is SIM_SEEDS, or 150")
-	seed  = flag.Uint64("seed", 0, "run this seed alone and print its history")
+	seeds    = flag.Uint64("seeds", 0, "number of seeds; the default is SIM_SEEDS, or 150")
+	rollouts = flag.Int("rollouts", 200, "number of updates of TestRollouts, at least")
+	seed     = flag.Uint64("seed", 0, "run this seed alone and print its history")
 )
 
 func TestHistories(t *testing.T) {
@@ -89,6 +90,39 @@ func TestLeases(t *testing.T) {
 		}
 		if w.Err() != nil {
 			t.Fatalf("seed %d: %v\n%s", n, w.Err(), strings.Join(w.Trace, "\n"))
+		}
+	}
+}
+
+// TestRollouts: updates with failures of tasks, hosts and leaders, in the middle of
+// which people change their minds. -rollouts 1000 -v prints how they ended.
+func TestRollouts(t *testing.T) {
+	const perWorld = 5
+	sum := newLedger()
+	for n := uint64(1); sum.Called < *rollouts; n++ {
+		if *seed != 0 {
+			n = *seed
+		}
+		w := Rollouts(n, perWorld)
+		if w.Err() != nil || *seed != 0 {
+			t.Log("\n" + strings.Join(w.Trace, "\n"))
+		}
+		if w.Err() != nil {
+			t.Fatalf("seed %d: %v\nagain: go test ./tests/sim -run TestRollouts -seed %d -v", n, w.Err(), n)
+		}
+		sum.Add(w.ledger)
+		if *seed != 0 {
+			break
+		}
+	}
+	t.Log(sum)
+	kinds := sum.Kinds()
+	if len(sum.Ends) != sum.Called {
+		t.Errorf("%d updates were called for and %d have an end", sum.Called, len(sum.Ends))
+	}
+	for _, kind := range []string{"completed", "rolled back", "paused: it failed", "paused: its canary waits for a person"} {
+		if kinds[kind] == 0 && *seed == 0 {
+			t.Errorf("no update ended so: %s", kind)
 		}
 	}
 }

@@ -22,7 +22,7 @@ func (w *World) use() {
 	case n < 50:
 		c.RollbackStack = &store.RollbackStack{Stack: name, Service: []string{"", "", "web"}[w.rng.IntN(3)]}
 	case n < 55:
-		action := []store.SteerAction{store.SteerPause, store.SteerResume, store.SteerRestart}[w.rng.IntN(3)]
+		action := []store.SteerAction{store.SteerPause, store.SteerResume, store.SteerRestart, store.SteerPromote}[w.rng.IntN(4)]
 		c.SteerService = &store.SteerService{Stack: name, Service: []string{"web", "db", "solo"}[w.rng.IntN(3)], Action: action}
 	case n < 62:
 		c.ScaleService = &store.ScaleService{Stack: name, Service: []string{"web", "api"}[w.rng.IntN(2)], Replicas: w.rng.IntN(5)}
@@ -230,9 +230,25 @@ func (w *World) policies(s *spec.ServiceSpec) {
 	if w.chance(40) {
 		s.Rollback = w.policy(s, spec.FailurePause, spec.FailureContinue)
 	}
+	if w.chance(20) && s.Update.FailureAction != spec.FailureContinue {
+		s.Canary = w.canary()
+	}
 	if w.chance(40) {
 		s.ProgressDeadline = spec.Duration(30+w.rng.IntN(60)) * spec.Duration(time.Second)
 	}
+}
+
+func (w *World) canary() spec.Canary {
+	var c spec.Canary
+	if w.chance(50) {
+		c.Replicas = 1 + w.rng.IntN(3)
+	} else {
+		c.Weight = 1 + w.rng.IntN(99)
+	}
+	if w.chance(50) {
+		c.Promote = spec.PromoteManual
+	}
+	return c
 }
 
 func (w *World) policy(s *spec.ServiceSpec, actions ...spec.FailureAction) spec.UpdateConfig {

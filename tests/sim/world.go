@@ -34,6 +34,8 @@ type World struct {
 	calm bool
 	// spoilt is the stack whose newest revision cannot start, at the end.
 	spoilt string
+	// ledger counts how updates end, where that is asked for.
+	ledger *Ledger
 	// dead is a host that does not come back, away one that stays drained.
 	dead, away *host
 	// late are commands that were sent and have not arrived yet; belated says that
