@@ -78,7 +78,7 @@ func endAttempt(m memory, e ending, halted bool, p spec.Restart, now time.Time) 
 	if window <= 0 {
 		window = goodRun
 	}
-	good := a.Unhealthy == "" && !a.GoodSince.IsZero() && e.at.Sub(a.GoodSince) >= window
+	good := p.Window != spec.NoWindow && a.Unhealthy == "" && !a.GoodSince.IsZero() && e.at.Sub(a.GoodSince) >= window
 	if good {
 		m.Restarts, m.Streak = 0, 0
 	}

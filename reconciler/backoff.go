@@ -58,8 +58,13 @@ func ranWell(t *spec.Task, r spec.Restart) bool {
 	if n == 0 || t.Status.State == spec.TaskRejected {
 		return false
 	}
-	a := &t.Status.Attempts[n-1]
-	return !a.Started.IsZero() && a.Ended.Sub(a.Started) >= cmp.Or(r.Window.D(), defaultGoodRun)
+	return longRun(&t.Status.Attempts[n-1], &r)
+}
+
+// longRun reports whether an attempt lasted long enough to count as a success,
+// however it ended.
+func longRun(a *spec.Attempt, r *spec.Restart) bool {
+	return r.Window != spec.NoWindow && !a.Started.IsZero() && a.Ended.Sub(a.Started) >= cmp.Or(r.Window.D(), defaultGoodRun)
 }
 
 // spread moves d by up to a fifth, by a hash of the task, so that tasks that

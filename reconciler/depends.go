@@ -12,10 +12,14 @@ func (s *pass) hold(pl *place) string { return cmp.Or(s.gate(pl), s.mayRunAt(pl)
 
 // gate says what the first start at a place waits for, or "". A place that has
 // run before does not wait again: a dependency that fails later must not keep
-// its dependants from being restarted.
+// its dependants from being restarted. But what is new waits for the jobs that
+// must come before it.
 func (s *pass) gate(pl *place) string {
-	if s.eager || len(s.svc.Spec.DependsOn) == 0 || hasRun(pl) {
+	if s.eager || len(s.svc.Spec.DependsOn) == 0 {
 		return ""
+	}
+	if hasRun(pl) {
+		return s.awaits()
 	}
 	for _, d := range s.svc.Spec.DependsOn {
 		if why := s.waitsFor(s.svc.Stack, d); why != "" {
@@ -23,6 +27,36 @@ func (s *pass) gate(pl *place) string {
 		}
 	}
 	return ""
+}
+
+// awaits says what an update waits for before it touches anything, or "": jobs
+// that must complete, and services after whose update this one is restarted.
+func (s *pass) awaits() string {
+	if s.eager || !s.updating {
+		return ""
+	}
+	for _, d := range s.svc.Spec.DependsOn {
+		if d.Condition == spec.DependencyCompleted {
+			if why := s.waitsFor(s.svc.Stack, d); why != "" {
+				return why
+			}
+		}
+		dep := s.byKey[spec.ServiceKey(s.svc.Stack, d.Service)]
+		if d.Restart && dep != nil && s.up.From != "" && !s.updateEnded(dep) {
+			return "waits for service " + d.Service + " to be updated"
+		}
+	}
+	return ""
+}
+
+// updateEnded reports whether the newest update of a service has come to its
+// end, as this plan leaves it.
+func (p *planner) updateEnded(svc *spec.Service) bool {
+	u, ok := p.updates[svc.Key()]
+	if !ok {
+		u = svc.Update
+	}
+	return u.Rollout == svc.Rollout && (u.State == spec.UpdateCompleted || u.State == spec.UpdateRolledBack)
 }
 
 func hasRun(pl *place) bool {
@@ -39,6 +73,12 @@ func (p *planner) waitsFor(stack string, d spec.Dependency) string {
 			return ""
 		}
 		return "waits for service " + d.Service + ", which does not exist"
+	}
+	if d.Condition == spec.DependencyCompleted {
+		if p.allCompleted(p.byKey[key]) {
+			return ""
+		}
+		return "waits for service " + d.Service + " to complete"
 	}
 	if d.Condition == spec.DependencyHealthy {
 		if slices.ContainsFunc(p.tasks[key], func(t *spec.Task) bool { return p.serves(t) && !p.ended[t.ID] }) {

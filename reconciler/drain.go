@@ -50,7 +50,7 @@ func (s *pass) pinned(pl *place, t *spec.Task) bool {
 // copiesGone says which volume of a replicated service has lost all its
 // copies, or "": to start on an empty one is for a person to decide.
 func (s *pass) copiesGone() string {
-	if s.svc.Spec.Mode == spec.Global {
+	if s.svc.Spec.Mode.PerNode() {
 		return ""
 	}
 	for _, m := range s.mounts {

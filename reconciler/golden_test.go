@@ -29,7 +29,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //
 //	node NAME [KEY=VALUE…]      a node; memory (MiB), cpus, arch, mtu, subnets, interfaces, address, format, or a label
 //	put FILE | rm STACK [volumes] | scale STACK SERVICE N | back STACK[/SERVICE] [REVISION]
-//	steer pause|resume|promote|restart STACK SERVICE | history STACK
+//	steer pause|resume|promote|restart|run STACK SERVICE | history STACK
 //	mknet NAME | rmnet NAME     networks of no stack
 //	plan                        make a plan, print and apply it
 //	plan again                  likewise, and there may be another one to make
@@ -275,7 +275,11 @@ func (c *cluster) do(line string) {
 		st, ok := Status(c.store.Snapshot(), f[1], c.now)
 		c.printf("%s\n", strings.TrimSpace(fmt.Sprintf("%s %v revision %d %s", st.State, ok, st.Revision, st.Message)))
 		for _, s := range st.Services {
-			c.printf("  %s %d/%d %s update=%s %s\n", s.Name, s.Running, s.Desired, s.State, s.Update.State, s.Message)
+			count := fmt.Sprintf("%d/%d", s.Running, s.Desired)
+			if s.Mode.Job() {
+				count = fmt.Sprintf("%d completed and %d running of %d", s.Completed, s.Running, s.Desired)
+			}
+			c.printf("  %s %s %s update=%s %s\n", s.Name, count, s.State, s.Update.State, s.Message)
 		}
 	case "preview":
 		if !slices.Contains([]string{"rm", "scale", "back"}, f[1]) {

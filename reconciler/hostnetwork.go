@@ -316,7 +316,7 @@ func (n *hostNetwork) fillVIPs(ready map[string][]end) map[string]virtual {
 			six = append(six, spec.VIP{Address: ip6.String(), Owner: svc.Key(), Targets: sortedIPs(ip6sOf(ready[svc.Key()]))})
 		}
 		// A node of an older version would not know where the address leads.
-		if me := n.nodes[n.node]; svc.Spec.EndpointMode != spec.EndpointDNSRR && me != nil && me.Info.Format >= store.VIPFormat {
+		if me := n.nodes[n.node]; svc.Spec.HasVIP() && me != nil && me.Info.Format >= store.VIPFormat {
 			out[svc.Key()] = virtual{svc, dual{ip, ip6}}
 		}
 	}

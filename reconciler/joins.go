@@ -186,7 +186,7 @@ func (s *pass) whyNoHead(pl *place) string {
 	switch {
 	case head == nil:
 		return "service " + s.svc.Spec.Template.Joins() + ", whose network is shared, does not exist"
-	case (head.Spec.Mode == spec.Global) != (pl.slot == 0):
+	case head.Spec.Mode.PerNode() != (pl.slot == 0):
 		return "service " + head.Name + ", whose network is shared, is " + string(head.Spec.Mode)
 	case pl.slot > 0 && pl.slot > head.Replicas:
 		return "service " + head.Name + ", whose network is shared, has no task " + pl.name + ": scale it up, or this one down"
@@ -198,7 +198,7 @@ func (s *pass) whyNoHead(pl *place) string {
 func (s *pass) placePairs(tasks []*spec.Task) {
 	for _, t := range tasks {
 		i := slices.IndexFunc(s.places, func(pl *place) bool { return pl.name == t.Place() })
-		if s.svc.Spec.Mode != spec.Global {
+		if !s.svc.Spec.Mode.PerNode() {
 			s.bindHomes(&s.class, s.mounts)
 		}
 		head, why := s.freeHead(s.places[i])

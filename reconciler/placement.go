@@ -106,7 +106,7 @@ func (p *planner) classOf(svc *spec.Service, ports []spec.Port, mounts []volumeM
 			c.Failures[task.Node]++
 		}
 	}
-	if svc.Spec.Mode != spec.Global {
+	if !svc.Spec.Mode.PerNode() {
 		p.bindHomes(&c, mounts)
 	}
 	c.Parents = p.parents(svc)
@@ -155,7 +155,7 @@ func (s *pass) placeAll(tasks []*spec.Task) {
 		s.placePairs(tasks)
 		return
 	}
-	if s.svc.Spec.Mode == spec.Global {
+	if s.svc.Spec.Mode.PerNode() {
 		for _, t := range tasks {
 			why := s.board.Fits(&s.class, t.Node)
 			if why == "" {

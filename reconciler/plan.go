@@ -80,6 +80,9 @@ type planner struct {
 	// rollbacks are of stacks that are to go back.
 	updates   map[string]spec.UpdateStatus
 	rollbacks map[string]*spec.StackRollback
+	// complete says of services, by their keys, whether they are jobs that have
+	// completed, as far as this plan has passed them.
+	complete map[string]bool
 	// eager starts all replacements of an update at once and never waits for
 	// readiness. Only previews do, which want to see the whole update.
 	eager bool
@@ -109,6 +112,7 @@ func newPlanner(s *store.Snapshot, now time.Time) *planner {
 		passed:    map[string]bool{},
 		updates:   map[string]spec.UpdateStatus{},
 		rollbacks: map[string]*spec.StackRollback{},
+		complete:  map[string]bool{},
 	}
 	for _, svc := range p.services {
 		if svc.Spec.Template.Joins() != "" {

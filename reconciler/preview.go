@@ -304,7 +304,7 @@ func servicesOf(v *view, stack string) map[string]any {
 		fields := s.Spec
 		fields.Template, fields.Live = *plainData(&s.Spec.Template), nil // their versions are shown with the data
 		fields.Replicas = nil
-		if s.Spec.Mode != spec.Global {
+		if !s.Spec.Mode.PerNode() {
 			n := s.Replicas // the number in force
 			fields.Replicas = &n
 		}

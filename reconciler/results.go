@@ -88,7 +88,7 @@ func (p *planner) stackState(stack string) spec.StackChange {
 // and the update went on all the same.
 func (p *planner) beyond(svc *spec.Service, u *spec.UpdateStatus) bool {
 	places := svc.Replicas
-	if svc.Spec.Mode == spec.Global {
+	if svc.Spec.Mode.PerNode() {
 		places = len(p.nodeList)
 	}
 	return exceeds(u.Failed, places, policyOf(&svc.Spec, u.Rollback != 0).ratio)

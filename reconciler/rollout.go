@@ -30,6 +30,8 @@ func (s *pass) settle(pl *place) {
 			}
 		case n == nil:
 			s.end(pl, t, spec.DesiredStopped, s.whyLost(t))
+		case s.job() && s.outdated(t) != "":
+			s.end(pl, t, spec.DesiredStopped, s.outdated(t))
 		case pl.slot == 0 && s.drained(t) != "":
 			s.end(pl, t, spec.DesiredStopped, s.drained(t))
 		case s.preempted[t.ID] != "":
@@ -106,8 +108,8 @@ func (s *pass) outdated(t *spec.Task) string {
 	if t.Restarts != s.svc.Restarts {
 		return "the service is restarted"
 	}
-	if t.Status.State == spec.TaskPending {
-		return ""
+	if t.Status.State == spec.TaskPending || s.job() {
+		return "" // what ends by itself is not interrupted for less
 	}
 	if n := s.nodes[t.Node]; n != nil && !scheduler.Satisfies(&s.class, n) {
 		return "node " + s.nodeName(t.Node) + " does not fit the service any more"
@@ -177,6 +179,9 @@ func (s *pass) fill(pl *place) *spec.Task {
 	// What is stopping must be gone first where two cannot be together; else
 	// one may still be on its way out.
 	if len(pl.ending) > 1 || len(pl.ending) == 1 && s.stopFirst(pl.ending[0]) {
+		return nil
+	}
+	if !s.hasTurn() {
 		return nil
 	}
 	if s.full() {
@@ -320,6 +325,9 @@ func (s *pass) apart(old *spec.Task) bool {
 // still run, was the last one: it ended by itself and its restart policy asks
 // for no other.
 func (s *pass) settled(pl *place) bool {
+	if s.completed(pl) != nil {
+		return true
+	}
 	t := newest(pl.over)
 	if t == nil || !s.isNewest(t) || t.Status.Started == 0 && t.Status.State != spec.TaskComplete {
 		return false // of another revision, before a restart, or has never run
@@ -327,10 +335,13 @@ func (s *pass) settled(pl *place) bool {
 	if l := newest(pl.live); l != nil && compareIDs(string(l.ID), string(t.ID)) > 0 {
 		return false // the revision has come back since
 	}
+	if s.job() && t.Created.Before(s.svc.Changed) {
+		return false // what has failed is tried anew when a user says so
+	}
 	switch s.tmpl.Restart.Condition {
 	case spec.RestartNone:
 		return t.Status.State == spec.TaskComplete || t.Status.State == spec.TaskFailed ||
-			t.Status.State == spec.TaskRejected || t.Status.State == spec.TaskLost
+			t.Status.State == spec.TaskRejected || t.Status.State == spec.TaskLost && !s.job()
 	case spec.RestartOnFailure:
 		if t.Status.State == spec.TaskComplete {
 			return true
@@ -353,7 +364,7 @@ func (s *pass) update() {
 			todo = append(todo, pl)
 		}
 	}
-	if s.halted() {
+	if s.halted() || s.awaits() != "" {
 		return
 	}
 	// A task that does not serve is replaced first: that costs nothing.

@@ -24,9 +24,9 @@ type pass struct {
 	// leaves it, failure why it has failed; policy is what it goes by.
 	updating bool
 	up       spec.UpdateStatus
-	// complete: every place is as the service wants it, before this plan leaves
+	// asWanted: every place is as the service wants it, before this plan leaves
 	// drained nodes.
-	complete bool
+	asWanted bool
 	failure  *failure
 	policy   policy
 	// made counts the tasks that are to be created.
@@ -90,6 +90,7 @@ func (p *planner) service(svc *spec.Service, ports []spec.Port) {
 		s.trimHistory(pl)
 	}
 	s.settleUpdate()
+	s.complete[svc.Key()] = s.completedAll()
 	s.finish()
 }
 
@@ -115,7 +116,7 @@ func (s *pass) sortTasks() {
 		s.places = append(s.places, pl)
 		index[pl.name] = pl
 	}
-	if s.svc.Spec.Mode == spec.Global {
+	if s.svc.Spec.Mode.PerNode() {
 		for _, n := range s.nodeList {
 			if scheduler.Satisfies(&s.class, n) {
 				up := n.State == spec.NodeReady && n.Availability != spec.NodePaused && n.Availability != spec.NodeDrain
@@ -132,11 +133,15 @@ func (s *pass) sortTasks() {
 		if pl != nil && (t.Slot > 0) != (pl.slot > 0) {
 			pl = nil // the mode of the service has changed
 		}
+		if s.foreign(t) {
+			pl = nil
+		}
 		if pl != nil && t.Status.State == spec.TaskLost && s.exclusive(t) {
 			pl.unsure = append(pl.unsure, t)
 		}
 		switch over := t.Status.State.Terminal(); {
-		case over && (pl == nil || t.Desired == spec.DesiredRemoved):
+		case over && s.remembers(t) && pl == nil:
+		case over && (pl == nil || t.Desired == spec.DesiredRemoved && !s.remembers(t)):
 			s.reap(t)
 		case over:
 			pl.over = append(pl.over, t)
@@ -152,7 +157,9 @@ func (s *pass) sortTasks() {
 
 func (s *pass) whyNoPlace(t *spec.Task) string {
 	switch {
-	case (t.Slot > 0) != (s.svc.Spec.Mode != spec.Global):
+	case s.foreign(t):
+		return "the service was removed and declared anew"
+	case (t.Slot > 0) != !s.svc.Spec.Mode.PerNode():
 		return "the service is " + string(s.svc.Spec.Mode) + " now"
 	case t.Slot > 0:
 		return fmt.Sprintf("the service is scaled to %d", s.svc.Replicas)
@@ -278,8 +285,9 @@ func (s *pass) trimHistory(pl *place) {
 		}
 	}
 	for len(pl.over) > keepHistory {
-		t := pl.over[0]
-		pl.over = pl.over[1:]
+		i := s.expendable(pl)
+		t := pl.over[i]
+		pl.over = slices.Delete(slices.Clone(pl.over), i, i+1)
 		reap(t)
 	}
 	pl.over = slices.DeleteFunc(slices.Clone(pl.over), func(t *spec.Task) bool {

@@ -40,9 +40,11 @@ type ServiceStatus struct {
 	Mode    spec.ServiceMode `json:"mode"`
 	Desired int              `json:"desired"` // tasks
 	// Running are the ready tasks of the current revision.
-	Running int    `json:"running"`
-	Image   string `json:"image"`
-	State   string `json:"state"`
+	Running int `json:"running"`
+	// Completed are the tasks of a job that have done what they had to.
+	Completed int    `json:"completed,omitempty"`
+	Image     string `json:"image"`
+	State     string `json:"state"`
 	// Message says in one line what is being waited for, or what fails with
 	// its last line of output.
 	Message string `json:"message,omitempty"`
@@ -122,7 +124,9 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 	}
 	worst := trouble{}
 	for _, pl := range s.places {
-		if !pl.fillable && len(pl.live) == 0 {
+		if s.completed(pl) != nil {
+			out.Completed++
+		} else if !pl.fillable && len(pl.live) == 0 {
 			continue
 		}
 		out.Desired++
@@ -136,7 +140,7 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 			worst = tr
 		}
 	}
-	if svc.Spec.Mode != spec.Global && svc.Replicas == 0 {
+	if !svc.Spec.Mode.PerNode() && svc.Replicas == 0 {
 		out.State, out.Message = s.scaledToZero()
 		return out
 	}
@@ -170,7 +174,7 @@ func (p *planner) status(svc *spec.Service) ServiceStatus {
 		}
 		out.Message = what + " paused: " + cmp.Or(s.up.Message, out.Message)
 	}
-	if svc.Spec.Mode == spec.Global && out.Desired == 0 {
+	if svc.Spec.Mode.PerNode() && out.Desired == 0 {
 		out.State, out.Message = worse(out.State, StateDegraded), cmp.Or(out.Message, "no node fits: "+s.whyNoNode())
 	}
 	if why := s.impossible(); why != "" {
@@ -258,6 +262,9 @@ func (s *pass) trouble(pl *place) trouble {
 		if len(pl.ending) > 0 {
 			return trouble{progressing, name + ": waits for task " + string(pl.ending[0].ID) + " to stop"}
 		}
+		if !s.hasTurn() {
+			return trouble{progressing, fmt.Sprintf("%s: waits for its turn, %d at a time", name, s.svc.Spec.MaxConcurrent)}
+		}
 		return trouble{progressing, name + ": waits to be created"}
 	}
 	t := last(pl.live, s.isNewest)
@@ -265,7 +272,13 @@ func (s *pass) trouble(pl *place) trouble {
 		if s.up.State == spec.UpdatePaused {
 			return trouble{} // the update says why
 		}
-		return trouble{progressing, name + ": waits to be replaced by the current revision"}
+		return trouble{progressing, name + ": " + cmp.Or(s.awaits(), "waits to be replaced by the current revision")}
+	}
+	if s.job() && s.serves(t) && len(t.Status.Attempts) == 0 {
+		return trouble{progressing, name + " runs"}
+	}
+	if s.job() && s.serves(t) {
+		return trouble{impaired, name + ": " + ending(t) + "; it runs again"}
 	}
 	if s.serves(t) && !s.steady(t) {
 		return s.probation(pl, name, t)

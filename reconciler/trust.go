@@ -92,6 +92,9 @@ const failedAttempts = 3
 // attempts failed in a row, without a success and since the user changed the
 // service. It returns the task that tells why; n is 0 when all may yet be well.
 func (s *pass) lost(pl *place) (n int, t *spec.Task) {
+	if s.completed(pl) != nil {
+		return 0, nil
+	}
 	if restarts, t := s.gaveUp(pl); t != nil {
 		return restarts + 1, t
 	}
@@ -132,10 +135,8 @@ func atLeast(n int) int {
 }
 
 func (s *pass) longRun(a *spec.Attempt) bool {
-	return !a.Started.IsZero() && a.Ended.Sub(a.Started) >= s.goodRun()
+	return longRun(a, &s.tmpl.Restart)
 }
-
-func (s *pass) goodRun() time.Duration { return cmp.Or(s.tmpl.Restart.Window.D(), defaultGoodRun) }
 
 // The rule by which a node ends a task whose policy would allow more restarts.
 const (
@@ -150,7 +151,7 @@ const (
 func (s *pass) gaveUp(pl *place) (restarts int, t *spec.Task) {
 	limit := s.tmpl.Restart.MaxAttempts
 	t = newest(pl.over)
-	if limit <= 0 || t == nil || !s.exhausted(t) {
+	if limit <= 0 || t == nil || !s.exhausted(t) || s.completed(pl) != nil {
 		return 0, nil
 	}
 	attempts := 0

@@ -48,7 +48,7 @@ func (v *view) rollouts() bool { return v.snap.Format() >= store.RolloutFormat }
 // halted reports whether an update must not begin anything: it is paused, or
 // has failed, or its stack is about to go back.
 func (s *pass) halted() bool {
-	if !s.updating || s.complete {
+	if !s.updating || s.asWanted {
 		return false // or this plan ends it, and what else there is to do does not wait
 	}
 	paused := s.rollouts() && s.up.State == spec.UpdatePaused
@@ -68,7 +68,7 @@ func (s *pass) judgeUpdate() {
 	if !s.updating {
 		return
 	}
-	s.complete = s.whole()
+	s.asWanted = s.whole()
 	if pl := s.failing(); pl != nil {
 		_, t := s.lost(pl)
 		s.failure = &failure{why: s.whyFailing(pl), log: lastLog(t)}
@@ -125,7 +125,7 @@ func lastLog(t *spec.Task) string {
 // deadline is when the update has got no further for as long as it may; the zero
 // time is never. A wait between batches is no standstill.
 func (s *pass) deadline() time.Time {
-	if s.eager || !s.rollouts() || s.up.State != spec.UpdateUpdating || s.svc.Held != "" || s.up.Progress.IsZero() {
+	if s.eager || !s.rollouts() || s.up.State != spec.UpdateUpdating || s.svc.Held != "" || s.up.Progress.IsZero() || s.patient() {
 		return time.Time{}
 	}
 	since := s.since(s.up.Progress)
@@ -165,7 +165,7 @@ func (s *pass) done() int {
 // rested reports whether the delay between two batches is over, now that
 // nothing is under way.
 func (s *pass) rested() bool {
-	if s.eager || s.policy.delay == 0 || s.up.Batches == 0 || !s.rollouts() || s.complete {
+	if s.eager || s.policy.delay == 0 || s.up.Batches == 0 || !s.rollouts() || s.asWanted {
 		return true
 	}
 	if s.up.Rests.IsZero() {
@@ -214,9 +214,13 @@ func (s *pass) progress(next *spec.UpdateStatus) {
 	if !s.rollouts() {
 		return
 	}
-	n := s.done()
-	if next.Progress.IsZero() || n > next.Done && s.now.Sub(next.Progress) >= s.policy.deadline/10 {
+	n, often := s.done(), s.policy.deadline/10
+	patient := s.patient()
+	if next.Progress.IsZero() || (n > next.Done || patient) && s.now.Sub(next.Progress) >= often {
 		next.Done, next.Progress = n, s.now
+	}
+	if patient {
+		s.wake(next.Progress.Add(often)) // the deadline counts from when that ends
 	}
 }
 
@@ -257,6 +261,9 @@ func (s *pass) updateState(next *spec.UpdateStatus) (spec.UpdateState, string) {
 	case next.Canary == spec.CanaryWaiting:
 		return spec.UpdatePaused, s.canaryMessage(next.Canary)
 	}
+	if why := s.awaits(); why != "" {
+		return spec.UpdateUpdating, why
+	}
 	for _, pl := range s.places {
 		if pl.blocked != "" {
 			return spec.UpdateUpdating, s.cannotReplace(pl, pl.blocked)
@@ -282,7 +289,7 @@ func (s *pass) rolledBack() string {
 // finished reports whether every place is as the service wants it. Where some
 // may fail, it is enough that every one has been tried.
 func (s *pass) finished() (done bool, failed int) {
-	if s.complete || s.whole() {
+	if s.asWanted || s.whole() {
 		return true, 0
 	}
 	failed, _ = s.failures()
@@ -349,6 +356,9 @@ func (s *pass) onlyDown() bool {
 func (s *pass) current(pl *place) bool {
 	if pl.fresh != nil || len(pl.ending) > 0 {
 		return false
+	}
+	if s.job() {
+		return len(pl.live) == 0 && s.completed(pl) != nil
 	}
 	if len(pl.live) == 0 {
 		n, _ := s.lost(pl)

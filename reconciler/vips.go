@@ -51,7 +51,7 @@ func (p *planner) settleVIPs() {
 // IPv4 address there is none of IPv6 either.
 func (p *planner) vips(svc *spec.Service) (vips []spec.ServiceVIP, fresh []*spec.Network) {
 	vips = []spec.ServiceVIP{}
-	if svc.Spec.EndpointMode == spec.EndpointDNSRR {
+	if !svc.Spec.HasVIP() {
 		return vips, nil
 	}
 	on := map[spec.NetworkID]bool{}
@@ -125,7 +125,7 @@ func (p *planner) stillOn(svc *spec.Service, network spec.NetworkID) bool {
 
 // whyNoVIP says why a service lacks a virtual address, or "".
 func (p *planner) whyNoVIP(svc *spec.Service) string {
-	if p.snap.Format() < store.VIPFormat || svc.Spec.EndpointMode == spec.EndpointDNSRR {
+	if p.snap.Format() < store.VIPFormat || !svc.Spec.HasVIP() {
 		return ""
 	}
 	for _, a := range p.attachments(svc.Stack, &svc.Spec.Template) {

@@ -54,6 +54,10 @@ func (c *checker) joins(at, name string, s *ServiceSpec) {
 	case h.Template.NetworkMode == "host":
 		c.add(where, "service %s has the network of its host: write network_mode host here as well", head)
 	}
+	if h.Mode.Job() {
+		c.add(where, "service %s is a job, whose tasks end: attach this one to a network of it", head)
+		return
+	}
 	if h.Mode != s.Mode {
 		c.add(where, "service %s is %s and this one is %s: tasks are paired place by place", head, h.Mode, s.Mode)
 	}

@@ -31,6 +31,10 @@ const (
 	Replicated ServiceMode = "replicated"
 	// Global runs one task on every node that fits.
 	Global ServiceMode = "global"
+	// ReplicatedJob runs a given number of tasks to their end, anywhere.
+	ReplicatedJob ServiceMode = "replicated-job"
+	// GlobalJob runs one task to its end on every node that fits.
+	GlobalJob ServiceMode = "global-job"
 )
 
 // ServiceSpec is the declaration of a service. Only Template decides how a
@@ -38,10 +42,13 @@ const (
 type ServiceSpec struct {
 	Mode ServiceMode `json:"mode"`
 	// Replicas wanted; nil keeps the number that was set by scaling (1 at first).
-	// Unused for global services.
-	Replicas  *int      `json:"replicas,omitempty"`
-	Template  Template  `json:"template"`
-	Placement Placement `json:"placement,omitzero"`
+	// Of a job, how many tasks are to complete. Unused for global services.
+	Replicas *int `json:"replicas,omitempty"`
+	// MaxConcurrent is how many tasks of a job are there at the same time; 0 is
+	// all of them.
+	MaxConcurrent int       `json:"max_concurrent,omitempty"`
+	Template      Template  `json:"template"`
+	Placement     Placement `json:"placement,omitzero"`
 	// Ports that are published on nodes.
 	Ports []Port `json:"ports,omitempty"`
 	// EndpointMode says what the service's name resolves to; empty is
@@ -105,6 +112,9 @@ const (
 	DependencyStarted DependencyCondition = "service_started"
 	// DependencyHealthy: at least one task of it is running and healthy.
 	DependencyHealthy DependencyCondition = "service_healthy"
+	// DependencyCompleted: every task of it, which is a job, has completed for
+	// what is declared now. Updates and rollbacks wait for it, too.
+	DependencyCompleted DependencyCondition = "service_completed_successfully"
 )
 
 // Dependency orders the first start of tasks.
@@ -113,6 +123,9 @@ type Dependency struct {
 	Condition DependencyCondition `json:"condition"`
 	// Optional: a dependency that is not part of the stack is no error.
 	Optional bool `json:"optional,omitempty"`
+	// Restart replaces the tasks after those of the dependency were, by an update,
+	// a rollback or a restart.
+	Restart bool `json:"restart,omitempty"`
 }
 
 // PublishMode says on which nodes a port is published.
@@ -336,7 +349,7 @@ type Service struct {
 	// changed declaration, a restart, or leave to go on with one that was paused.
 	Rollout uint64 `json:"rollout,omitempty"` // apply
 	// Restarts counts the restarts that users asked for. Tasks that were made
-	// before the last one are out of date.
+	// before the last one are out of date. A job is run once more by it.
 	Restarts int `json:"restarts,omitempty"` // user
 	// Held says who paused the update; empty when nobody did.
 	Held string `json:"held,omitempty"` // user

@@ -281,7 +281,7 @@ type Restart struct {
 	// up, the place stays empty until the service changes.
 	MaxAttempts int `json:"max_attempts,omitempty"`
 	// Window after which an attempt that still runs counts as a success and
-	// the count starts anew; 0 is one minute.
+	// the count starts anew; 0 is one minute, NoWindow is never.
 	Window Duration `json:"window,omitempty"`
 }
 

@@ -109,6 +109,9 @@ func (s *ServiceSpec) NeverTogether() string {
 	if ip := s.Template.FixedAddress(); ip != "" {
 		return "the service has the fixed address " + ip
 	}
+	if s.Mode.Job() {
+		return "the service is a job"
+	}
 	return ""
 }
 

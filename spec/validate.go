@@ -102,11 +102,11 @@ func (c *checker) notNegative(at string, n int64) {
 
 func (c *checker) service(at, name string, s *ServiceSpec) {
 	c.objectName(at, name)
-	oneOf(c, at+".mode", s.Mode, Replicated, Global)
+	oneOf(c, at+".mode", s.Mode, Replicated, Global, ReplicatedJob, GlobalJob)
 	oneOf(c, at+".endpoint_mode", cmp.Or(s.EndpointMode, EndpointVIP), EndpointVIP, EndpointDNSRR)
 	if r := s.Replicas; r != nil {
 		switch {
-		case s.Mode == Global:
+		case s.Mode.PerNode():
 			c.add(at+".replicas", "a global service has no number of replicas")
 		case *r < 0 || *r > MaxReplicas:
 			c.add(at+".replicas", "must be from 0 to %d", MaxReplicas)
@@ -126,9 +126,13 @@ func (c *checker) service(at, name string, s *ServiceSpec) {
 	seen := map[string]bool{}
 	for i, d := range s.DependsOn {
 		where := fmt.Sprintf("%s.depends_on[%d]", at, i)
-		oneOf(c, where+".condition", d.Condition, DependencyStarted, DependencyHealthy)
-		if _, ok := c.stack.Services[d.Service]; !ok && !d.Optional {
+		oneOf(c, where+".condition", d.Condition, DependencyStarted, DependencyHealthy, DependencyCompleted)
+		dep, ok := c.stack.Services[d.Service]
+		if !ok && !d.Optional {
 			c.add(where, "there is no service %q", d.Service)
+		}
+		if ok && d.Condition == DependencyCompleted && !dep.Mode.Job() {
+			c.add(where+".condition", "service %s is %s and never completes: only a job does", d.Service, dep.Mode)
 		}
 		if seen[d.Service] {
 			c.add(where, "the service %q is named twice", d.Service)
@@ -136,6 +140,7 @@ func (c *checker) service(at, name string, s *ServiceSpec) {
 		seen[d.Service] = true
 	}
 	c.labels(at+".labels", s.Labels)
+	c.job(at, s)
 	c.updates(at, s)
 }
 

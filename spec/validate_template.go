@@ -91,7 +91,9 @@ func (c *checker) template(at string, t *Template) {
 	c.hooks(at+".pre_stop", t.PreStop)
 	oneOf(c, at+".restart.condition", t.Restart.Condition, RestartAny, RestartOnFailure, RestartNone)
 	c.notNegative(at+".restart.delay", int64(t.Restart.Delay))
-	c.notNegative(at+".restart.window", int64(t.Restart.Window))
+	if t.Restart.Window != NoWindow {
+		c.notNegative(at+".restart.window", int64(t.Restart.Window))
+	}
 	c.notNegative(at+".restart.max_attempts", int64(t.Restart.MaxAttempts))
 	if t.StopSignal != "" && !signalForm.MatchString(t.StopSignal) {
 		c.add(at+".stop_signal", "%q is not a signal", t.StopSignal)

@@ -36,6 +36,8 @@ import (
 //	   rollouts: RollbackStack, SteerService; policies of updates in ServiceSpec;
 //	   what became of updates and of revisions of stacks; TaskStatus.HealthySince
 //	   placement: Placement.Priority and Preempt
+//	   jobs: their modes, ServiceSpec.MaxConcurrent, Restart.Window without an end;
+//	   Dependency.Restart and DependencyCompleted
 const Format = 4
 
 const (
@@ -167,6 +169,8 @@ const (
 	SteerRestart SteerAction = "restart"
 	// SteerPromote goes on behind the canary of an update.
 	SteerPromote SteerAction = "promote"
+	// SteerRun runs a job once more, also what has completed.
+	SteerRun SteerAction = "run"
 )
 
 // SteerService steers the update of a service.
@@ -384,7 +388,7 @@ func (c *Command) NeedsFormat() int {
 		c.RollbackStack != nil, c.SteerService != nil,
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) || rollsOut(&p) }),
 		c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool {
-			return newInTemplate(s) || hasPolicy(s) || s.Placement.Priority != 0 || s.Placement.Preempt
+			return newInTemplate(s) || hasPolicy(s) || isJob(s) || s.Placement.Priority != 0 || s.Placement.Preempt
 		}),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool {
 			return r.Info != nil && r.Info.Subnets+r.Info.Interfaces != "" ||
@@ -449,6 +453,13 @@ func (c *Command) usesData() bool {
 // hasPolicy reports whether a service says how it is to be updated.
 func hasPolicy(s *spec.ServiceSpec) bool {
 	return s.Update != (spec.UpdateConfig{}) || s.Rollback != (spec.UpdateConfig{}) || s.ProgressDeadline != 0 || s.Canary != (spec.Canary{})
+}
+
+// isJob reports whether a service is a job, or has what came with jobs.
+func isJob(s *spec.ServiceSpec) bool {
+	return s.Mode.Job() || s.MaxConcurrent != 0 || slices.ContainsFunc(s.DependsOn, func(d spec.Dependency) bool {
+		return d.Restart || d.Condition == spec.DependencyCompleted
+	})
 }
 
 // rollsOut reports whether a part has what programs before RolloutFormat do not

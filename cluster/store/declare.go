@@ -128,11 +128,15 @@ func (r *reducer) declareServices(want *spec.Stack) error {
 		}
 	}
 	var changed []string
+	renewed := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(want.Services)) {
+		old := r.services.get(r.txn, textsKey(want.Name, name))
 		if r.declareService(want.Name, name, want.Services[name]) {
 			changed = append(changed, name)
+			renewed[name] = old != nil && old.Revision != r.services.get(r.txn, textsKey(want.Name, name)).Revision
 		}
 	}
+	r.restartAfter(want.Name, func(name string) bool { return renewed[name] })
 	// Only now is every port of the stack as it will be.
 	for _, name := range changed {
 		svc := r.services.get(r.txn, textsKey(want.Name, name))
@@ -144,6 +148,23 @@ func (r *reducer) declareServices(want *spec.Stack) error {
 		}
 	}
 	return nil
+}
+
+// restartAfter calls for a restart of those services of a stack that ask for it
+// when the tasks of another one are replaced.
+func (r *reducer) restartAfter(stack string, replaced func(service string) bool) {
+	var after []*spec.Service
+	for svc := range r.services.under(r.txn, textsKey(stack)) {
+		if slices.ContainsFunc(svc.Spec.DependsOn, func(d spec.Dependency) bool { return d.Restart && replaced(d.Service) }) {
+			after = append(after, svc)
+		}
+	}
+	for _, svc := range after {
+		next := *svc
+		next.Restarts++
+		next.Rollout, next.Changed, next.Version = r.index, r.now, r.index
+		put(r, &r.services, next)
+	}
 }
 
 // declareService reports whether the service is new or differs.

@@ -13,6 +13,7 @@ func newInTemplate(s *spec.ServiceSpec) bool {
 	r := &t.Resources
 	return t.HasData() || slices.ContainsFunc(t.Mounts, func(m spec.Mount) bool { return m.OnChange != "" || m.Render }) ||
 		t.Joins() != "" ||
+		t.Restart.Window == spec.NoWindow ||
 		t.Placeholders ||
 		t.Seccomp != nil ||
 		slices.ContainsFunc(t.Mounts, func(m spec.Mount) bool { return m.Submounts != "" || m.Digest != "" || m.Type == spec.MountImage }) ||

@@ -56,7 +56,7 @@ func (r *reducer) checkPairs(svc *spec.Service, replicas int) error {
 		}
 	}
 	for other := range r.services.under(r.txn, textsKey(svc.Stack)) {
-		if other.Spec.Template.Joins() == svc.Name && other.Replicas > replicas && other.Spec.Mode != spec.Global {
+		if other.Spec.Template.Joins() == svc.Name && other.Replicas > replicas && !other.Spec.Mode.PerNode() {
 			return spec.Invalidf("service %s, which is scaled to %d, shares the network of service %s: scale that first", other.Name, other.Replicas, svc.Key())
 		}
 	}

@@ -292,7 +292,7 @@ func (r *reducer) scaleService(c *ScaleService) error {
 	if svc == nil {
 		return spec.NotFoundf("stack %s has no service %q", c.Stack, c.Service)
 	}
-	if svc.Spec.Mode == spec.Global {
+	if svc.Spec.Mode.PerNode() {
 		return spec.Invalidf("service %s is global: it runs one task on every node and cannot be scaled", svc.Key())
 	}
 	if err := checkReplicas(svc.Key(), c.Replicas); err != nil {

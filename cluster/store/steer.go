@@ -38,7 +38,10 @@ func (r *reducer) steerService(c *SteerService) error {
 		}
 		next.Held = ""
 		next.Rollout, next.Changed = r.index, r.now
-	case SteerRestart:
+	case SteerRun, SteerRestart:
+		if c.Action == SteerRun && !svc.Spec.Mode.Job() {
+			return spec.Invalidf("service %s is %s and no job: restart replaces its tasks", svc.Key(), svc.Spec.Mode)
+		}
 		next.Restarts++
 		next.Held = ""
 		next.Rollout, next.Changed = r.index, r.now
@@ -55,10 +58,13 @@ func (r *reducer) steerService(c *SteerService) error {
 		}
 		next.Promoted = svc.Rollout
 	default:
-		return spec.Invalidf("a service can be steered by pause, resume, restart and promote, not by %q", c.Action)
+		return spec.Invalidf("a service can be steered by pause, resume, restart, run and promote, not by %q", c.Action)
 	}
 	next.Version = r.index
 	put(r, &r.services, next)
+	if c.Action == SteerRestart {
+		r.restartAfter(c.Stack, func(name string) bool { return name == c.Service })
+	}
 	row := *head
 	row.Version = r.index
 	put(r, &r.stacks, row)

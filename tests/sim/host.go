@@ -112,7 +112,7 @@ func (h *host) hear(w *World, through bool) {
 		if h.runs[t.ID] == nil {
 			tmpl := h.want.Revisions[t.Revision]
 			h.runs[t.ID] = &run{
-				image: tmpl.Image, exclusive: tmpl.Exclusive, once: tmpl.Restart.Condition == spec.RestartNone,
+				image: tmpl.Image, exclusive: tmpl.Exclusive, once: tmpl.Restart.Condition == spec.RestartNone || isJob(&tmpl),
 				status: spec.TaskStatus{State: spec.TaskAssigned}, hangs: !w.calm && w.chance(5),
 			}
 		}

@@ -38,6 +38,7 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	if w.ledger != nil {
 		w.ledger.note(w, before, after, c)
 	}
+	w.checkJobs(before, after, c)
 	w.checkNodes(before, after, c)
 	w.checkContents(after)
 	if c.RemoveStack == nil && c.RemoveVolumes == nil {
@@ -154,7 +155,7 @@ func (w *World) checkVIPs(before, after *store.Snapshot) {
 	}
 	for _, old := range before.Services() {
 		svc := after.Service(old.Stack, old.Name)
-		if svc == nil || svc.ID != old.ID || svc.Spec.EndpointMode == spec.EndpointDNSRR {
+		if svc == nil || svc.ID != old.ID || !svc.Spec.HasVIP() {
 			continue
 		}
 		named := attached(after, svc)
@@ -191,7 +192,7 @@ func (w *World) checkVIPsAtRest() {
 		for _, one := range st.Services {
 			svc := s.Service(row.Name, one.Name)
 			var want []spec.NetworkID
-			if svc.Spec.EndpointMode != spec.EndpointDNSRR {
+			if svc.Spec.HasVIP() {
 				want = attached(s, svc)
 			}
 			for _, id := range want {
@@ -214,7 +215,7 @@ func (w *World) checkVIPsAtRest() {
 				still := slices.ContainsFunc(s.TasksOf(svc.Stack, svc.Name), func(t *spec.Task) bool {
 					return !t.Status.State.Terminal() && slices.ContainsFunc(t.Addresses, func(a spec.Address) bool { return a.Network == v.Network })
 				})
-				if !slices.Contains(want, v.Network) && (svc.Spec.EndpointMode == spec.EndpointDNSRR || !still) {
+				if !slices.Contains(want, v.Network) && (!svc.Spec.HasVIP() || !still) {
 					w.failf("service %s has %s on network %s for nothing", svc.Key(), v.Address, v.Network)
 				}
 			}
@@ -567,6 +568,10 @@ func (w *World) checkData(before, after *store.Snapshot) {
 func (w *World) checkWanted() {
 	s := w.store.Snapshot()
 	for _, svc := range s.Services() {
+		if svc.Spec.Mode.Job() {
+			w.checkDone(s, svc)
+			continue
+		}
 		places := svc.Replicas
 		if svc.Spec.Mode == spec.Global {
 			places = len(w.hosts)
@@ -620,7 +625,7 @@ func (w *World) checkWanted() {
 // mayEnd: there are ends after which a place of the service stays empty.
 func mayEnd(svc *spec.Service) bool {
 	r := &svc.Spec.Template.Restart
-	return r.Condition == spec.RestartNone || r.MaxAttempts > 0
+	return r.Condition == spec.RestartNone || r.MaxAttempts > 0 || svc.Spec.Mode.Job()
 }
 
 // checkDead: what could run elsewhere does not wait for a host that is dead.
@@ -695,7 +700,7 @@ func (w *World) checkViews() {
 			// What is never started again may have failed before all was well.
 			svc := snap.Service(row.Name, s.Name)
 			once := mayEnd(svc) || strings.Contains(s.Message, "the next one cannot be placed")
-			if none := svc.Spec.Mode == spec.Replicated && svc.Replicas == 0; none || s.State == reconciler.StateStopped {
+			if none := !svc.Spec.Mode.PerNode() && svc.Replicas == 0; none || s.State == reconciler.StateStopped {
 				if !none || s.State != reconciler.StateStopped {
 					w.failf("service %s is %s at rest with %d replicas: %s", svc.Key(), s.State, svc.Replicas, s.Message)
 				}

@@ -22,10 +22,10 @@ func (w *World) use() {
 	case n < 50:
 		c.RollbackStack = &store.RollbackStack{Stack: name, Service: []string{"", "", "web"}[w.rng.IntN(3)]}
 	case n < 55:
-		action := []store.SteerAction{store.SteerPause, store.SteerResume, store.SteerRestart, store.SteerPromote}[w.rng.IntN(4)]
-		c.SteerService = &store.SteerService{Stack: name, Service: []string{"web", "db", "solo"}[w.rng.IntN(3)], Action: action}
+		action := []store.SteerAction{store.SteerPause, store.SteerResume, store.SteerRestart, store.SteerRun, store.SteerPromote}[w.rng.IntN(5)]
+		c.SteerService = &store.SteerService{Stack: name, Service: []string{"web", "db", "solo", "sums", "migrate"}[w.rng.IntN(5)], Action: action}
 	case n < 62:
-		c.ScaleService = &store.ScaleService{Stack: name, Service: []string{"web", "api"}[w.rng.IntN(2)], Replicas: w.rng.IntN(5)}
+		c.ScaleService = &store.ScaleService{Stack: name, Service: []string{"web", "api", "sums"}[w.rng.IntN(3)], Replicas: w.rng.IntN(5)}
 	case n < 70:
 		c.RemoveStack = &store.RemoveStack{Name: name, Volumes: w.chance(50)}
 	case n < 82:
@@ -207,6 +207,7 @@ func (w *World) stack(name string, good bool) spec.Stack {
 		}
 	}
 	w.address(&s, image())
+	w.jobs(&s, image)
 	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
 		svc := s.Services[name]
 		w.policies(&svc)
