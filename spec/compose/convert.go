@@ -153,6 +153,7 @@ func (c *conversion) service(name string, s types.ServiceConfig) spec.ServiceSpe
 	out.AlwaysPull = s.PullPolicy == types.PullPolicyAlways
 	c.updates(at, s, &out)
 	c.pin(name, &out)
+	c.job(at, s, &out)
 	return out
 }
 
@@ -168,16 +169,17 @@ func (c *conversion) replicas(at path, s types.ServiceConfig, out *spec.ServiceS
 	}
 	switch mode {
 	case "", "replicated":
-	case "global":
-		out.Mode = spec.Global
+	case "global", "global-job":
+		out.Mode = spec.ServiceMode(mode)
 		if out.Replicas != nil {
-			c.noEffect(where, "a global service runs one task on every node")
+			c.noEffect(where, "a %s service runs one task on every node", mode)
 			out.Replicas = nil
 		}
-	case "replicated-job", "global-job":
-		c.refuse(at.key("deploy").key("mode"), "run it as a service with restart: on-failure", "jobs: %s", notBuilt)
+	case "replicated-job":
+		out.Mode = spec.ReplicatedJob
 	default:
-		c.refuse(at.key("deploy").key("mode"), suggestion(mode, "replicated", "global"), "the mode %q does not exist, want replicated or global", mode)
+		modes := []string{"replicated", "global", "replicated-job", "global-job"}
+		c.refuse(at.key("deploy").key("mode"), suggestion(mode, modes...), "the mode %q does not exist, want %s", mode, anyOf(modes))
 	}
 	if out.Replicas != nil && (*out.Replicas < 0 || *out.Replicas > spec.MaxReplicas) {
 		c.refuse(where, "", "the number of replicas must be from 0 to %d", spec.MaxReplicas)
@@ -246,14 +248,16 @@ func (c *conversion) dependsOn(at path, s types.ServiceConfig) []spec.Dependency
 		d := s.DependsOn[name]
 		where := at.key("depends_on").key(name)
 		dep := spec.Dependency{Service: name, Condition: spec.DependencyCondition(d.Condition), Optional: !d.Required}
+		if c.tree.get(where.key("restart")...) != nil { // else it is the library that says so
+			dep.Restart = d.Restart
+		}
 		switch d.Condition {
 		case "", types.ServiceConditionStarted:
 			dep.Condition = spec.DependencyStarted
 		case types.ServiceConditionHealthy:
 		case types.ServiceConditionCompletedSuccessfully:
-			c.refuse(where.key("condition"), "let the entrypoint wait or retry, and use service_started", "waiting for a service to complete: %s", notBuilt)
 		default:
-			c.refuse(where.key("condition"), "", "the condition %q does not exist, want service_started or service_healthy", d.Condition)
+			c.refuse(where.key("condition"), "", "the condition %q does not exist, want service_started, service_healthy or service_completed_successfully", d.Condition)
 		}
 		if _, ok := c.p.Services[name]; !ok && !d.Required {
 			c.note(where, "the service is not part of the stack and is not waited for")

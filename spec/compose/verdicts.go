@@ -36,7 +36,7 @@ var topRows = []row{
 	{path: "include.[].env_file"},
 	{path: "include.[].project_directory"},
 	{path: "models", verdict: Refused, note: "models need Docker Model Runner", hint: "run the model server as a service", subtree: true},
-	{path: "jobs", verdict: Refused, note: "jobs: " + notBuilt, hint: "run it as a service with restart: on-failure", subtree: true},
+	{path: "jobs", verdict: Refused, note: "jobs: " + notBuilt, hint: "write it as a service with deploy.mode: replicated-job", subtree: true},
 	{path: "services"},
 	{path: "services.*"},
 
@@ -97,8 +97,8 @@ var topRows = []row{
 // deployRows judge services.*.deploy.
 var deployRows = []row{
 	{path: "services.*.deploy"},
-	{path: "services.*.deploy.mode", note: "replicated or global; jobs are not built yet"},
-	{path: "services.*.deploy.replicas", note: "where absent, the number set by scaling stays"},
+	{path: "services.*.deploy.mode", note: "replicated, global, replicated-job or global-job: see jobs.md"},
+	{path: "services.*.deploy.replicas", note: "of a job, how many tasks complete; where absent, the number set by scaling stays"},
 	{path: "services.*.deploy.endpoint_mode", note: "vip, the default: the name answers with one address per network, which leads to the ready tasks; dnsrr: with the addresses of these"},
 	{path: "services.*.deploy.labels", note: "labels of the service", subtree: true},
 	{path: "services.*.deploy.update_config", note: "how tasks are replaced: see updates.md"},
@@ -158,6 +158,7 @@ var ownRows = []row{
 	{path: "services.*.x-wherry.pin", note: "the name of a node: the service is placed there only, and its relative paths are used there where they lie on the client, whatever their size; updates are stop-first where it writes to one"},
 	{path: "services.*.x-wherry.priority", note: "from -1000 to 1000, 0 by default: tasks of services with a higher one get their nodes first. It ends none by itself"},
 	{path: "services.*.x-wherry.preempt", note: "true: where no node has room for a task, tasks of services with a lower priority end to make some, as few as will do"},
+	{path: "services.*.x-wherry.max_concurrent", note: "how many tasks of a job are there at the same time; all by default. Compose has no key for it"},
 	{path: "services.*.x-wherry.progress_deadline", note: "how long an update may get no further before it has failed; 10m by default. The time that an image takes to be pulled counts"},
 	{path: "services.*.x-wherry.canary", note: "an update tries the new revision on a part of the tasks first: see updates.md"},
 	{path: "services.*.x-wherry.canary.replicas", note: "how many tasks that are, but never all; this or weight"},
