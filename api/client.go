@@ -259,7 +259,8 @@ func (c *Client) RollbackStack(ctx context.Context, stack, service string, r Rol
 }
 
 // Steer pauses the update of a service, goes on with it, goes on behind its
-// canary, or restarts its tasks: "pause", "resume", "promote" or "restart".
+// canary, restarts its tasks, or runs a job once more: "pause", "resume",
+// "promote", "restart" or "run".
 func (c *Client) Steer(ctx context.Context, stack, service, action string, s Steer) (w Written, err error) {
 	return w, c.call(ctx, "POST", "/v1/services/"+url.PathEscape(stack)+"/"+url.PathEscape(service)+"/"+url.PathEscape(action), nil, s, &w)
 }

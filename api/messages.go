@@ -116,8 +116,8 @@ type Rollback struct {
 	RequestID string  `json:"request_id,omitempty"`
 }
 
-// Steer is the body of "service.pause", "service.resume", "service.promote" and
-// "service.restart".
+// Steer is the body of "service.pause", "service.resume", "service.promote",
+// "service.restart" and "service.run".
 type Steer struct {
 	Author    string `json:"author,omitempty"`
 	RequestID string `json:"request_id,omitempty"`
@@ -166,6 +166,8 @@ type Replicas struct {
 	Desired int `json:"desired"`
 	// Running are ready tasks of the current revision.
 	Running int `json:"running"`
+	// Completed are the tasks of a job that have done what they had to.
+	Completed int `json:"completed,omitempty"`
 }
 
 // ServiceInfo is a service as people see it.

@@ -63,6 +63,7 @@ var Routes = []Route{
 	{"service.resume", "POST", "/v1/services/{stack}/{service}/resume", RuleOperator, false},
 	{"service.promote", "POST", "/v1/services/{stack}/{service}/promote", RuleOperator, false},
 	{"service.restart", "POST", "/v1/services/{stack}/{service}/restart", RuleOperator, false},
+	{"service.run", "POST", "/v1/services/{stack}/{service}/run", RuleOperator, false},
 
 	// What it is about is in the query: a stack, a service or a task, as "of".
 	{"why", "GET", "/v1/why", RuleOperator, false},

@@ -189,6 +189,7 @@ func New(c Config) (*Server, error) {
 		"service.resume":   s.steer(store.SteerResume),
 		"service.promote":  s.steer(store.SteerPromote),
 		"service.restart":  s.steer(store.SteerRestart),
+		"service.run":      s.steer(store.SteerRun),
 		"task.list":        s.taskList,
 		"task.get":         s.taskGet,
 		"task.logs":        s.toTask("logs"),

@@ -16,7 +16,7 @@ import (
 func serviceInfo(snap *store.Snapshot, sv reconciler.ServiceStatus) api.ServiceInfo {
 	out := api.ServiceInfo{
 		ID: sv.ID, Name: sv.Name, Stack: sv.Stack, Mode: sv.Mode, Image: sv.Image,
-		Replicas: api.Replicas{Desired: sv.Desired, Running: sv.Running},
+		Replicas: api.Replicas{Desired: sv.Desired, Running: sv.Running, Completed: sv.Completed},
 		State:    sv.State, Message: sv.Message, Blocked: sv.Blocked, Impossible: sv.Impossible, Update: sv.Update, Ports: sv.Ports,
 	}
 	out.Update.State = cmp.Or(out.Update.State, spec.UpdateNone)

@@ -170,10 +170,13 @@ func (a *app) serviceCmd() *cobra.Command {
 		})
 	})
 	return group("service", "Look at services, scale, update and restart them", a.formatFlag(ls, "table"), a.formatFlag(inspect, "json"), a.scaleCmd(),
-		a.serviceUpdateCmd(), a.restartCmd(), a.serviceRollbackCmd(), a.pauseCmd(), a.resumeCmd(), a.promoteCmd())
+		a.serviceUpdateCmd(), a.restartCmd(), a.serviceRollbackCmd(), a.pauseCmd(), a.resumeCmd(), a.promoteCmd(), a.runNowCmd())
 }
 
 func replicasText(s api.ServiceInfo) string {
+	if s.Mode.Job() {
+		return fmt.Sprintf("%d/%d completed", s.Replicas.Completed, s.Replicas.Desired)
+	}
 	return fmt.Sprintf("%d/%d", s.Replicas.Running, s.Replicas.Desired)
 }
 

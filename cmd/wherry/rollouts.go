@@ -172,6 +172,15 @@ func (a *app) restartCmd() *cobra.Command {
 	return c
 }
 
+func (a *app) runNowCmd() *cobra.Command {
+	var w *waitFlags
+	c := a.onServices("run-now", "Run a job once more, and wait for it", func(ctx context.Context, cl *api.Client, stack, service string) error {
+		return a.steer(ctx, cl, stack, service, "run", w)
+	})
+	w = addWaitFor(c, updateTimeout)
+	return c
+}
+
 func (a *app) steer(ctx context.Context, cl *api.Client, stack, service, action string, w *waitFlags) error {
 	res, err := cl.Steer(ctx, stack, service, action, api.Steer{Author: author(), RequestID: requestID()})
 	if err != nil {
