@@ -138,7 +138,9 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 					continue // see checkRoom
 				}
 				if !t.Ready() {
-					if t.Desired == spec.DesiredRunning && !t.Status.State.Terminal() && t.Status.State != spec.TaskPending && len(t.Status.Attempts) == 0 {
+					// One that this plan replaces as well is part of the same batch.
+					now := after.Task(t.ID)
+					if now != nil && now.Desired == spec.DesiredRunning && !t.Status.State.Terminal() && t.Status.State != spec.TaskPending && len(t.Status.Attempts) == 0 {
 						under = string(t.ID)
 					}
 					continue
@@ -237,6 +239,14 @@ func (w *World) checkCanary(before, after *store.Snapshot, c *store.Command) {
 func (w *World) another(s *store.Snapshot, t *spec.Task) bool {
 	return slices.ContainsFunc(s.TasksOf(t.Stack, t.Service), func(x *spec.Task) bool {
 		return x.ID != t.ID && x.Place() == t.Place() && x.Ready()
+	})
+}
+
+// restless reports whether what is declared has a service that cannot start: a
+// stack went back to where a policy had let it fail.
+func (w *World) restless() bool {
+	return slices.ContainsFunc(w.store.Snapshot().Services(), func(s *spec.Service) bool {
+		return strings.HasPrefix(s.Spec.Template.Image, "missing") || strings.HasPrefix(s.Spec.Template.Image, "broken")
 	})
 }
 

@@ -469,12 +469,14 @@ func (w *World) rest() {
 			h.stepAll(w)
 		}
 		// What fails and goes on never rests; it must not begin anew either.
-		if w.spoilt != "" && w.ended() {
+		if (w.spoilt != "" || w.restless()) && w.ended() {
 			ended++
 		}
 		if ended > 60 {
 			w.checkEnded()
-			w.checkSpoilt()
+			if w.spoilt != "" {
+				w.checkSpoilt()
+			}
 			return
 		}
 		switch {
