@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -80,6 +81,9 @@ type Config struct {
 	Lease  func(ctx context.Context) (time.Duration, error)
 	Leases Leases
 	Cgroup func(t spec.TaskID) string
+	// Fetch opens the archive of an instance that another node gives to this one.
+	// nil: none is fetched.
+	Fetch func(ctx context.Context, t spec.VolumeTransfer) (io.ReadCloser, error)
 	// PurgeImages removes all images of the node, for Leave; nil: there are none.
 	PurgeImages func(ctx context.Context) error
 	// Resync is how often everything is looked at without a reason; 10 s when 0.
@@ -118,9 +122,11 @@ type Agent struct {
 	joined  map[spec.TaskID][]*worker  // :: task → those of them that join it
 	busy    map[string]bool            // :: background removal under way
 	volGone map[spec.VolumeID]struct{} // instances whose absence was reported
-	heard   bool                       // wanted is not only from the disk
-	stuck   map[spec.TaskID]bool       // :: exclusive tasks whose end hung when the last process ended
-	leaving bool                       // by Leave: nothing is wanted any more
+	// volMoved are the moves that were reported. // :: zero: done; else when to try again
+	volMoved map[spec.VolumeTransfer]time.Time
+	heard    bool                 // wanted is not only from the disk
+	stuck    map[spec.TaskID]bool // :: exclusive tasks whose end hung when the last process ended
+	leaving  bool                 // by Leave: nothing is wanted any more
 
 	// effect, for tests, is told of every change made to a file.
 	effect func(op string)
@@ -153,7 +159,7 @@ func New(c Config) *Agent {
 		workers: map[spec.TaskID]*worker{},
 		joined:  map[spec.TaskID][]*worker{},
 		busy:    map[string]bool{},
-		volGone: map[spec.VolumeID]struct{}{},
+		volGone: map[spec.VolumeID]struct{}{}, volMoved: map[spec.VolumeTransfer]time.Time{},
 	}
 	a.effect = func(string) {}
 	a.report = newReporter(c.Node, c.Manager, c.Logger)

@@ -31,16 +31,17 @@ type reporter struct {
 
 	mu    sync.Mutex
 	info  *spec.NodeInfo
-	tasks map[spec.TaskID]spec.TaskStatus // :: not acknowledged yet
-	gone  map[spec.VolumeID]struct{}      // :: not acknowledged yet
-	ports *[]spec.PortStatus              // not acknowledged yet
-	told  *[]spec.PortStatus              // the ports that were given last
+	tasks map[spec.TaskID]spec.TaskStatus      // :: not acknowledged yet
+	gone  map[spec.VolumeID]struct{}           // :: not acknowledged yet
+	moved map[spec.VolumeID]spec.VolumeFetched // :: not acknowledged yet
+	ports *[]spec.PortStatus                   // not acknowledged yet
+	told  *[]spec.PortStatus                   // the ports that were given last
 }
 
 func newReporter(node spec.NodeID, m Manager, log *slog.Logger) *reporter {
 	return &reporter{
 		node: node, manager: m, log: log, wake: make(chan struct{}, 1),
-		tasks: map[spec.TaskID]spec.TaskStatus{}, gone: map[spec.VolumeID]struct{}{},
+		tasks: map[spec.TaskID]spec.TaskStatus{}, gone: map[spec.VolumeID]struct{}{}, moved: map[spec.VolumeID]spec.VolumeFetched{},
 	}
 }
 
@@ -61,6 +62,13 @@ func (r *reporter) task(t spec.TaskID, s spec.TaskStatus) {
 func (r *reporter) volumeGone(v spec.VolumeID) {
 	r.mu.Lock()
 	r.gone[v] = struct{}{}
+	r.mu.Unlock()
+	poke(r.wake)
+}
+
+func (r *reporter) volumeFetched(f spec.VolumeFetched) {
+	r.mu.Lock()
+	r.moved[f.Volume] = f
 	r.mu.Unlock()
 	poke(r.wake)
 }
@@ -98,11 +106,15 @@ func (r *reporter) take() (spec.Report, bool) {
 	for id, s := range r.tasks {
 		out.Tasks = append(out.Tasks, spec.TaskReport{Task: id, Status: s})
 	}
+	for _, id := range slices.Sorted(maps.Keys(r.moved)) {
+		out.VolumesFetched = append(out.VolumesFetched, r.moved[id])
+	}
 	slices.SortFunc(out.Tasks, func(a, b spec.TaskReport) int { return cmp.Compare(a.Task, b.Task) })
 	r.info, r.ports = nil, nil
 	clear(r.tasks)
 	clear(r.gone)
-	return out, out.Info != nil || out.Ports != nil || len(out.Tasks)+len(out.VolumesRemoved) > 0
+	clear(r.moved)
+	return out, out.Info != nil || out.Ports != nil || len(out.Tasks)+len(out.VolumesRemoved)+len(out.VolumesFetched) > 0
 }
 
 // putBack returns what was not acknowledged, unless something newer came.
@@ -122,6 +134,11 @@ func (r *reporter) putBack(p spec.Report) {
 	}
 	for _, v := range p.VolumesRemoved {
 		r.gone[v] = struct{}{}
+	}
+	for _, f := range p.VolumesFetched {
+		if _, newer := r.moved[f.Volume]; !newer {
+			r.moved[f.Volume] = f
+		}
 	}
 }
 

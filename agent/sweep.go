@@ -52,6 +52,7 @@ func (a *Agent) sweep(ctx context.Context, w *spec.Wanted, seen map[spec.TaskID]
 		a.log.Warn("remove unused secrets", "err", err)
 	}
 	a.removeVolumes(ctx, w)
+	a.fetchVolumes(ctx, w)
 }
 
 // usedContents are those that tasks which are not over have or are about to.
@@ -84,6 +85,11 @@ func (a *Agent) sweepDir(dir string, unneeded func(name string) bool, remove fun
 
 // later does what may take long in the background, once at a time per key.
 func (a *Agent) later(ctx context.Context, key string, do func(ctx context.Context) error) {
+	a.laterWithin(ctx, sweepTimeout, key, do)
+}
+
+// laterWithin is later with another bound of its time; 0 is none.
+func (a *Agent) laterWithin(ctx context.Context, within time.Duration, key string, do func(ctx context.Context) error) {
 	a.mu.Lock()
 	if a.busy[key] {
 		a.mu.Unlock()
@@ -97,8 +103,11 @@ func (a *Agent) later(ctx context.Context, key string, do func(ctx context.Conte
 			delete(a.busy, key)
 			a.mu.Unlock()
 		}()
-		ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
-		defer cancel()
+		if within > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, within)
+			defer cancel()
+		}
 		if err := do(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn("clean up, trying again later", "what", key, "err", err)
 			return

@@ -322,16 +322,6 @@ func (c *Client) RemoveNetwork(ctx context.Context, name, requestID string) (w W
 	return w, c.call(ctx, "DELETE", "/v1/networks/"+url.PathEscape(name), url.Values{"request_id": {requestID}}, nil, &w)
 }
 
-// Volumes lists the volumes.
-func (c *Client) Volumes(ctx context.Context) (l List[VolumeInfo], err error) {
-	return l, c.call(ctx, "GET", "/v1/volumes", nil, nil, &l)
-}
-
-// RemoveVolume deletes a volume and its data.
-func (c *Client) RemoveVolume(ctx context.Context, name, requestID string) (w Written, err error) {
-	return w, c.call(ctx, "DELETE", "/v1/volumes/"+url.PathEscape(name), url.Values{"request_id": {requestID}}, nil, &w)
-}
-
 // Events lists what happened after the event with the given number.
 func (c *Client) Events(ctx context.Context, after uint64, p Poll) (l List[spec.Event], err error) {
 	q := p.query()

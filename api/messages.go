@@ -316,19 +316,6 @@ type CreateNetwork struct {
 	RequestID string           `json:"request_id,omitempty"`
 }
 
-// VolumeInfo is a volume as people see it.
-type VolumeInfo struct {
-	ID    spec.VolumeID `json:"id"`
-	Name  string        `json:"name"`
-	Stack string        `json:"stack"`
-	// Nodes are the names of its homes.
-	Nodes     []string          `json:"nodes"`
-	Anonymous bool              `json:"anonymous,omitempty"`
-	InUse     bool              `json:"in_use"`
-	Removing  bool              `json:"removing,omitempty"`
-	Labels    map[string]string `json:"labels,omitempty"`
-}
-
 // Image is an image on a node.
 type Image struct {
 	Name      string    `json:"name"`

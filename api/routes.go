@@ -83,6 +83,11 @@ var Routes = []Route{
 	{"network.create", "POST", "/v1/networks", RuleOperator, false},
 	{"network.delete", "DELETE", "/v1/networks/{network}", RuleOperator, false},
 	{"volume.list", "GET", "/v1/volumes", RuleOperator, false},
+	{"volume.get", "GET", "/v1/volumes/{volume}", RuleOperator, false},
+	{"volume.create", "POST", "/v1/volumes", RuleOperator, false},
+	{"volume.move", "POST", "/v1/volumes/{volume}/move", RuleOperator, false},
+	{"volume.backup", "GET", "/v1/volumes/{volume}/data", RuleOperator, false},
+	{"volume.restore", "PUT", "/v1/volumes/{volume}/data", RuleOperator, false},
 	{"volume.delete", "DELETE", "/v1/volumes/{volume}", RuleOperator, false},
 	{"secret.list", "GET", "/v1/secrets", RuleOperator, false},
 	{"secret.get", "GET", "/v1/secrets/{name}", RuleOperator, false},
@@ -130,6 +135,12 @@ var Routes = []Route{
 	{"node.image.load", "POST", "/v1/node/images/load", RuleManager, true},
 	{"node.image.pull", "POST", "/v1/node/images/pull", RuleManager, true},
 	{"node.image.delete", "DELETE", "/v1/node/images", RuleManager, true},
+
+	{"node.volume.size", "GET", "/v1/node/volumes/{volume}/size", RuleManager, true},
+	{"node.volume.export", "GET", "/v1/node/volumes/{volume}/data", RuleManager, true},
+	{"node.volume.import", "PUT", "/v1/node/volumes/{volume}/data", RuleManager, true},
+	// To the node that the volume is to be moved to.
+	{"node.volume.give", "GET", "/v1/node/volumes/{volume}/give", RuleNode, false},
 
 	// What this node itself leads traffic to; its neighbours ask.
 	{"node.withdrawn", "POST", "/v1/node/withdrawn", RuleNode, false},

@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +23,26 @@ func (s *pass) unfit(t *spec.Task) string {
 	if why := s.outdated(t); why != "" {
 		return why
 	}
-	return s.drained(t)
+	return cmp.Or(s.moving(t), s.drained(t))
+}
+
+// moving says that a task has to stop because a volume that it uses is being
+// moved, or "".
+func (v *view) moving(t *spec.Task) string {
+	for _, b := range t.Volumes {
+		if vol := v.volumes[b.Name]; vol != nil && vol.Move != nil && t.Status.State != spec.TaskPending {
+			return v.moveReason(vol)
+		}
+	}
+	return ""
+}
+
+func (v *view) moveReason(vol *spec.Volume) string {
+	why := "volume " + vol.Name + " is being moved to node " + v.nodeName(vol.Move.To)
+	if vol.Move.Problem != "" {
+		why += ": " + vol.Move.Problem
+	}
+	return why
 }
 
 // pinned reports whether no node could take a task that is to be replaced, so
@@ -34,12 +54,15 @@ func (s *pass) pinned(pl *place, t *spec.Task) bool {
 		return false
 	}
 	n := s.nodes[t.Node]
-	stop := n != nil && n.StopPinned && s.drained(t) != ""
+	stop, ground := n != nil && n.StopPinned && s.drained(t) != "", s.drained(t)+", and tasks that cannot move are stopped"
+	if moving := s.moving(t); moving != "" {
+		stop, ground = true, moving
+	}
 	if s.outdated(t) != "" && !stop {
 		pl.blocked = why
 	}
 	if stop {
-		s.end(pl, t, spec.DesiredStopped, s.drained(t)+", and tasks that cannot move are stopped")
+		s.end(pl, t, spec.DesiredStopped, ground)
 		if len(pl.ending) == 0 || !s.stopFirst(t) {
 			s.startIn(pl)
 		}

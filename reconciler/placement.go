@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
-	"strings"
 
 	"wherry.dev/scheduler"
 	"wherry.dev/spec"
@@ -54,15 +53,7 @@ func (v *view) volumeMounts(stack string, t *spec.Template) []volumeMount {
 
 // homeless reports whether the data of a volume is elsewhere than on the nodes
 // that mount it, so that every node can.
-func homeless(v *spec.Volume) bool {
-	kind := strings.ToLower(v.Spec.DriverOpts["type"])
-	for _, k := range []string{"nfs", "cifs", "smb", "ceph", "glusterfs", "9p"} {
-		if strings.HasPrefix(kind, k) {
-			return true
-		}
-	}
-	return false
-}
+func homeless(v *spec.Volume) bool { return v.Spec.Shared() }
 
 // anonymousName is the name of the anonymous volume of a place. It depends on
 // nothing but what people call the place, so that a service or slot that comes
@@ -204,6 +195,8 @@ func (s *pass) missing() string {
 			return "volume " + m.name + " does not exist"
 		} else if v.Removing {
 			return "volume " + m.name + " is being removed"
+		} else if v.Move != nil {
+			return s.moveReason(v)
 		}
 	}
 	return ""

@@ -59,6 +59,22 @@ func wantedTasks(s *store.Snapshot, node spec.NodeID) spec.Wanted {
 			w.RemoveVolumes = append(w.RemoveVolumes, v.ID)
 		}
 	}
+	for _, v := range s.MovedVolumes() {
+		if !used[v.ID] && slices.Contains(v.Left, node) {
+			w.RemoveVolumes = append(w.RemoveVolumes, v.ID)
+		}
+		if v.Move == nil || len(v.Homes) != 1 || node != v.Move.To && node != v.Homes[0] || len(s.VolumeUsers(v.ID)) > 0 {
+			continue
+		}
+		tr := spec.VolumeTransfer{Volume: v.ID, Name: v.Name, Move: v.Move.ID}
+		if node == v.Move.To {
+			tr.Peer = v.Homes[0]
+			w.FetchVolumes = append(w.FetchVolumes, tr)
+		} else {
+			tr.Peer = v.Move.To
+			w.GiveVolumes = append(w.GiveVolumes, tr)
+		}
+	}
 	return w
 }
 

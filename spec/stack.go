@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"slices"
 	"strings"
 	"time"
 )
@@ -261,6 +262,13 @@ func (v VolumeSpec) ClusterName(stack, short string) string {
 	return clusterName(v.Name, v.External, stack, short)
 }
 
+// Shared reports whether the data of the volume is elsewhere than on the nodes
+// that mount it, so that every node can.
+func (v *VolumeSpec) Shared() bool {
+	kind := strings.ToLower(v.DriverOpts["type"])
+	return slices.ContainsFunc([]string{"nfs", "cifs", "smb", "ceph", "glusterfs", "9p"}, func(k string) bool { return strings.HasPrefix(kind, k) })
+}
+
 func clusterName(name string, external bool, stack, short string) string {
 	switch {
 	case name != "":
@@ -461,8 +469,24 @@ type Volume struct {
 	Homes []NodeID `json:"homes,omitempty"` // reconciler
 	// Removing: the user asked for the removal of the data. The row goes when
 	// every home has confirmed that the instance is gone.
-	Removing bool   `json:"removing,omitempty"` // user
-	Version  uint64 `json:"version"`            // apply
+	Removing bool `json:"removing,omitempty"` // user
+	// Move is under way: the instance of the only home is to be copied to another
+	// node, which then is the home. Meanwhile no task that uses the volume runs.
+	Move *VolumeMove `json:"move,omitempty"` // user, agent
+	// Left are nodes with a copy that does not count: from before a move, or of
+	// one that was given up. It is deleted there.
+	Left    []NodeID `json:"left,omitempty"` // apply
+	Version uint64   `json:"version"`        // apply
+}
+
+// VolumeMove is a move of a volume to another node. Until its end the old home
+// holds the data.
+type VolumeMove struct {
+	// ID tells moves apart: the log index of the command that began it.
+	ID uint64 `json:"id"` // apply
+	To NodeID `json:"to"` // user
+	// Problem is what To last told of why it does not have the data yet.
+	Problem string `json:"problem,omitempty"` // agent
 }
 
 // Content is a read-only blob that travels with a stack: a tar archive of the

@@ -68,6 +68,16 @@ func ValidateNetwork(name string, n *NetworkSpec) error {
 	return errors.Join(c.problems...)
 }
 
+// ValidateVolume checks a volume that belongs to no stack, like Stack.Validate.
+func ValidateVolume(name string, v *VolumeSpec) error {
+	c := &checker{}
+	c.volume("volume "+name, name, v)
+	if v.External || v.Name != "" || v.Seed != "" {
+		c.add("volume "+name, "it is not external, and has no other name and no seed")
+	}
+	return errors.Join(c.problems...)
+}
+
 type checker struct {
 	stack    *Stack
 	problems []error

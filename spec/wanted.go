@@ -34,10 +34,24 @@ type Wanted struct {
 	// RemoveVolumes are instances whose data is to be deleted here. Only this
 	// list ever deletes data of a named volume.
 	RemoveVolumes []VolumeID `json:"remove_volumes,omitempty"`
+	// FetchVolumes are instances to be copied to this node, GiveVolumes those that
+	// another node copies from here. No task that is not over uses them.
+	FetchVolumes []VolumeTransfer `json:"fetch_volumes,omitempty"`
+	GiveVolumes  []VolumeTransfer `json:"give_volumes,omitempty"`
 	// KeepLogs are tasks that are over and whose logs are kept.
 	KeepLogs []TaskID `json:"keep_logs,omitempty"`
 	// Networks that have a HostNetwork on this node; any other is to be removed.
 	Networks []NetworkID `json:"networks,omitempty"`
+}
+
+// VolumeTransfer is the node's part in the move of a volume.
+type VolumeTransfer struct {
+	Volume VolumeID `json:"volume"`
+	Name   string   `json:"name"`
+	// Move is VolumeMove.ID.
+	Move uint64 `json:"move"`
+	// Peer is the other node.
+	Peer NodeID `json:"peer"`
 }
 
 // WantedService is what tasks need of their service besides their template.
@@ -178,10 +192,22 @@ type Report struct {
 	Tasks []TaskReport `json:"tasks,omitempty"`
 	// VolumesRemoved are instances that are gone from this node.
 	VolumesRemoved []VolumeID `json:"volumes_removed,omitempty"`
+	// VolumesFetched tells of moves to this node.
+	VolumesFetched []VolumeFetched `json:"volumes_fetched,omitempty"`
 	// Ports are all that the node is to publish, when that or what became of it
 	// changed or is told for the first time. nil is "as before", which an empty
 	// list is not.
 	Ports *[]PortStatus `json:"ports,omitempty"`
+}
+
+// VolumeFetched says what became of a move to the node that tells.
+type VolumeFetched struct {
+	Volume VolumeID `json:"volume"`
+	// Move is VolumeMove.ID.
+	Move uint64 `json:"move"`
+	// Problem is why the data is not here yet; empty when it is, complete and on
+	// disk.
+	Problem string `json:"problem,omitempty"`
 }
 
 // PortStatus says what became of one port that a node is to publish.

@@ -77,6 +77,7 @@ var guests = map[string][]string{
 	"github.com/distribution/reference":     {"spec/compose", "agent/containerd"},
 	"github.com/santhosh-tekuri/jsonschema": {"spec/compose"},
 	"go.yaml.in/yaml/v4":                    {"spec/compose"},
+	"github.com/klauspost/compress":         {"agent"},
 	"github.com/moby/sys/mountinfo":         {"agent", "agent/containerd"},
 }
 

@@ -15,7 +15,7 @@ func doctored(context.Context) []api.Check {
 // TestDoctorOnAnyNode: a manager and a worker look at themselves.
 func TestDoctorOnAnyNode(t *testing.T) {
 	w := newWorld(t)
-	worker, err := New(Config{Images: &w.host, Tasks: w, Network: &w.host, Leaver: &w.host, Doctor: doctored, Caller: identify, Node: workerID, Name: "w1",
+	worker, err := New(Config{Images: &w.host, Tasks: w, Volumes: w, Network: &w.host, Leaver: &w.host, Doctor: doctored, Caller: identify, Node: workerID, Name: "w1",
 		Managers: func() []api.Peer { return nil }, Members: func() []api.Peer { return nil }})
 	if err != nil {
 		t.Fatal(err)

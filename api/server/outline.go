@@ -132,6 +132,8 @@ type common struct {
 	services  []*spec.Service
 	networks  []*spec.Network
 	volumes   []*spec.Volume
+	// moves says of each volume that is being moved whether tasks still use it.
+	moves []bool
 }
 
 // member is what documents tell of a node.
@@ -146,6 +148,9 @@ type member struct {
 
 func commonOf(s *store.Snapshot) common {
 	c := common{id: s.ClusterID(), format: s.Format(), authority: s.Authority(), stacks: s.Stacks(), services: s.Services(), networks: s.Networks(), volumes: s.Volumes()}
+	for _, v := range s.MovedVolumes() {
+		c.moves = append(c.moves, v.Move != nil && len(s.VolumeUsers(v.ID)) > 0)
+	}
 	for _, n := range s.Nodes() {
 		c.members = append(c.members, member{peerOf(n), n.Role, n.State, n.Number, n.Info.MTU, n.Info.Format})
 	}
@@ -154,7 +159,8 @@ func commonOf(s *store.Snapshot) common {
 
 func (c *common) same(d *common) bool {
 	return c.id == d.id && c.format == d.format && c.authority == d.authority && slices.Equal(c.members, d.members) && slices.Equal(c.stacks, d.stacks) &&
-		slices.Equal(c.services, d.services) && slices.Equal(c.networks, d.networks) && slices.Equal(c.volumes, d.volumes)
+		slices.Equal(c.services, d.services) && slices.Equal(c.networks, d.networks) && slices.Equal(c.volumes, d.volumes) &&
+		slices.Equal(c.moves, d.moves)
 }
 
 func peerOf(n *spec.Node) api.Peer {

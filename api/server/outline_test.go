@@ -153,6 +153,12 @@ func TestOutline(t *testing.T) {
 				c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: c.nodes[node], Info: &spec.NodeInfo{OS: fmt.Sprint(c.index), MTU: 1400 + 100*rng.IntN(3), Format: 2 + rng.IntN(2)}}}}})
 			case 7:
 				for _, v := range c.store.Snapshot().Volumes() {
+					if rng.IntN(3) == 0 {
+						c.apply(store.Command{MoveVolume: &store.MoveVolume{Name: v.Name, To: c.nodes[node], Stop: true}})
+					}
+					if v.Move != nil && rng.IntN(3) == 0 {
+						c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: v.Move.To, VolumesFetched: []spec.VolumeFetched{{Volume: v.ID, Move: v.Move.ID}}}}}})
+					}
 					c.apply(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: c.nodes[node], VolumesRemoved: []spec.VolumeID{v.ID}}}}})
 				}
 			case 8:

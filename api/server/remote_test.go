@@ -379,14 +379,16 @@ var admitted = func() map[string][]string {
 		"network.list": operators, "network.get": operators, "network.create": operators, "network.delete": operators, "volume.list": operators,
 		"secret.list": operators, "secret.get": operators, "secret.put": operators, "secret.delete": operators,
 		"config.list": operators, "config.get": operators, "config.put": operators, "config.delete": operators,
+		"volume.get": operators, "volume.create": operators, "volume.move": operators, "volume.backup": operators, "volume.restore": operators,
 		"volume.delete": operators, "event.list": operators,
 		"image.list": operators, "image.load": operators, "image.pull": operators, "image.delete": operators,
 		"cluster.status": operators, "cluster.backup": operators, "cluster.token": operators, "cluster.client": operators, "cluster.rotate": operators,
 
 		"session.watch": nodes, "session.report": nodes, "session.beat": nodes, "session.lease": nodes, "session.leave": nodes,
-		"content.get": nodes, "registry": nodes, "node.member": nodes, "node.withdrawn": nodes,
+		"content.get": nodes, "registry": nodes, "node.member": nodes, "node.withdrawn": nodes, "node.volume.give": nodes,
 
 		"cluster.propose": managers, "cluster.read": managers, "cluster.alive": managers,
+		"node.volume.size": managers, "node.volume.export": managers, "node.volume.import": managers,
 		"node.task.logs": managers, "node.task.exec": managers,
 		"node.image.list": managers, "node.image.load": managers, "node.image.pull": managers, "node.image.delete": managers,
 
@@ -481,7 +483,7 @@ func ask[T any](ctx context.Context, c *api.Client, name, body string) (out T, e
 // TestFresh: which routes a manager that has lost the others still answers a
 // node, and that those which it does not share one look at the leader.
 func TestFresh(t *testing.T) {
-	fresh := []string{"content.get", "node.task.logs", "node.task.exec", "node.image.list", "node.image.load", "node.image.pull", "node.image.delete"}
+	fresh := []string{"content.get", "node.task.logs", "node.task.exec", "node.image.list", "node.image.load", "node.image.pull", "node.image.delete", "node.volume.size", "node.volume.export", "node.volume.import"}
 	var cut atomic.Bool
 	var looks atomic.Int32
 	var now atomic.Pointer[time.Time]
@@ -854,7 +856,7 @@ func TestOtherNode(t *testing.T) {
 	w, ctx := newWorld(t), t.Context()
 	manager, worker := a.issue(string(testNode), "manager", time.Hour), a.issue(string(workerID), "worker", time.Hour)
 	host := &fakeHost{name: "w1"}
-	far, err := New(Config{Images: host, Tasks: w, Network: host, Leaver: host, Doctor: doctored, Caller: identify, Node: workerID, Name: "w1",
+	far, err := New(Config{Images: host, Tasks: w, Volumes: w, Network: host, Leaver: host, Doctor: doctored, Caller: identify, Node: workerID, Name: "w1",
 		Managers: func() []api.Peer { return []api.Peer{{ID: testNode, Name: "host-1", Address: "10.0.0.1:4477"}} },
 		Members:  func() []api.Peer { return []api.Peer{{ID: testNode}, {ID: workerID}} }})
 	if err != nil {

@@ -73,7 +73,7 @@ type Network interface {
 }
 
 // Config is what a server needs. Logger, Now and Registry may be nil. A worker
-// has Images, Tasks, Network, Leaver, Doctor, Caller, Managers and Members; a manager
+// has Images, Tasks, Volumes, Network, Leaver, Doctor, Caller, Managers and Members; a manager
 // has all but the last two.
 type Config struct {
 	// Store is nil on a worker.
@@ -83,6 +83,7 @@ type Config struct {
 	Nodes    Nodes
 	Images   Images
 	Tasks    Tasks
+	Volumes  Volumes
 	Network  Network
 	Sessions Sessions
 	Enroller Enroller
@@ -109,7 +110,7 @@ type Config struct {
 
 // check names what is missing.
 func (c *Config) check() error {
-	have := map[string]bool{"Images": c.Images != nil, "Tasks": c.Tasks != nil, "Network": c.Network != nil, "Leaver": c.Leaver != nil, "Doctor": c.Doctor != nil, "Caller": c.Caller != nil, "Node": c.Node != ""}
+	have := map[string]bool{"Images": c.Images != nil, "Tasks": c.Tasks != nil, "Volumes": c.Volumes != nil, "Network": c.Network != nil, "Leaver": c.Leaver != nil, "Doctor": c.Doctor != nil, "Caller": c.Caller != nil, "Node": c.Node != ""}
 	if c.Store == nil {
 		have["Managers"], have["Members"] = c.Managers != nil, c.Members != nil
 	} else {
@@ -169,7 +170,12 @@ func New(c Config) (*Server, error) {
 		"node.image.pull":   s.imagePull,
 		"node.image.delete": s.imageDelete,
 		"node.withdrawn":    s.nodeWithdrawn,
-		"registry":          s.registry,
+
+		"node.volume.size":   s.nodeVolumeSize,
+		"node.volume.export": s.nodeVolumeExport,
+		"node.volume.import": s.nodeVolumeImport,
+		"node.volume.give":   s.nodeVolumeGive,
+		"registry":           s.registry,
 	}
 	for name, h := range map[string]handler{
 		"stack.list":       s.stackList,
@@ -204,6 +210,11 @@ func New(c Config) (*Server, error) {
 		"network.create":   s.networkCreate,
 		"network.delete":   s.networkDelete,
 		"volume.list":      s.volumeList,
+		"volume.get":       s.volumeGet,
+		"volume.create":    s.volumeCreate,
+		"volume.move":      s.volumeMove,
+		"volume.backup":    s.volumeData(false),
+		"volume.restore":   s.volumeData(true),
 		"volume.delete":    s.volumeDelete,
 		"event.list":       s.eventList,
 		"cluster.status":   s.clusterStatus,

@@ -43,6 +43,9 @@ type world struct {
 	catchUp func()
 	lost    error
 	host    fakeHost
+	// instances are the volumes of this node, gives is who may have them.
+	instances instances
+	gives     string
 }
 
 const testNode = spec.NodeID("0123456789abcdef")
@@ -60,7 +63,7 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 // quietWorld returns a world without sockets.
 func quietWorld(t *testing.T, change ...func(*Config)) *world {
 	t.Helper()
-	w := &world{t: t, store: store.New(), images: map[string]string{"docker.io/library/nginx:1": "sha256:aa"}}
+	w := &world{t: t, instances: instances{}, store: store.New(), images: map[string]string{"docker.io/library/nginx:1": "sha256:aa"}}
 	w.must(store.Command{Bootstrap: &store.Bootstrap{ClusterID: "c", Incarnation: 1, Format: store.Format}})
 	w.must(store.Command{PutNode: &store.PutNode{ID: testNode, Name: "host-1", Role: spec.RoleManager, Address: "127.0.0.1:4477"}})
 	var err error
@@ -77,7 +80,7 @@ func quietWorld(t *testing.T, change ...func(*Config)) *world {
 }
 
 func (w *world) config() Config {
-	return Config{Store: w.store, Proposer: w, Resolver: w, Nodes: w, Images: &w.host, Tasks: w, Network: &w.host, Leaver: &w.host, Doctor: doctored,
+	return Config{Store: w.store, Proposer: w, Resolver: w, Nodes: w, Images: &w.host, Tasks: w, Volumes: w, Network: &w.host, Leaver: &w.host, Doctor: doctored,
 		Registry: &w.host, Sessions: &w.cluster, Enroller: &w.cluster, Peers: &w.cluster, Caller: identify,
 		ContentKey: []byte("key"), Node: testNode, Name: "host-1", Version: "test"}
 }

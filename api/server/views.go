@@ -291,43 +291,6 @@ func (s *Server) nodeLeftovers(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, l)
 }
 
-func (s *Server) volumeList(w http.ResponseWriter, r *http.Request) error {
-	snap, err := s.snapshot(r)
-	if err != nil {
-		return err
-	}
-	used := map[spec.VolumeID]bool{}
-	for _, t := range snap.Tasks() {
-		if t.Status.State.Terminal() {
-			continue
-		}
-		for _, b := range t.Volumes {
-			used[b.ID] = true
-		}
-	}
-	l := api.List[api.VolumeInfo]{Index: snap.Index(), Items: []api.VolumeInfo{}}
-	for _, v := range snap.Volumes() {
-		info := api.VolumeInfo{ID: v.ID, Name: v.Name, Stack: v.Stack, Anonymous: v.Anonymous, Removing: v.Removing,
-			InUse: used[v.ID], Labels: v.Spec.Labels, Nodes: []string{}}
-		for _, h := range v.Homes {
-			if n := snap.Node(h); n != nil {
-				info.Nodes = append(info.Nodes, n.Name)
-			}
-		}
-		l.Items = append(l.Items, info)
-	}
-	return writeJSON(w, l)
-}
-
-func (s *Server) volumeDelete(w http.ResponseWriter, r *http.Request) error {
-	res, err := s.propose(r.Context(), store.Command{RequestID: r.URL.Query().Get("request_id"),
-		RemoveVolumes: &store.RemoveVolumes{Names: []string{r.PathValue("volume")}}})
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, api.Written{Index: res.Index, Changed: res.Changed})
-}
-
 // maxEvents is how many events one answer holds.
 const maxEvents = 1000
 

@@ -18,7 +18,7 @@ func TestWithdrawn(t *testing.T) {
 	a, ctx := newAuthority(t), t.Context()
 	one, other := spec.Address{Network: "1-2", IP: "10.0.1.7/24"}, spec.Address{Network: "1-2", IP: "10.0.1.8/24"}
 	host := &fakeHost{name: "w1", leads: []spec.Address{one}, less: make(chan struct{})}
-	far, err := New(Config{Images: host, Tasks: &world{}, Network: host, Leaver: host, Doctor: doctored, Caller: identify, Node: workerID, Name: "w1",
+	far, err := New(Config{Images: host, Tasks: &world{}, Volumes: &world{}, Network: host, Leaver: host, Doctor: doctored, Caller: identify, Node: workerID, Name: "w1",
 		Managers: func() []api.Peer { return nil },
 		Members:  func() []api.Peer { return []api.Peer{{ID: testNode}, {ID: workerID}} }})
 	if err != nil {

@@ -109,6 +109,10 @@ func (r *reducer) dispatch() {
 			return r.removeDatum(c.RemoveDatum)
 		case c.RemoveVolumes != nil:
 			return r.removeVolumes(c.RemoveVolumes)
+		case c.CreateVolume != nil:
+			return r.createVolume(c.CreateVolume)
+		case c.MoveVolume != nil:
+			return r.moveVolume(c.MoveVolume)
 		case c.CreateNetwork != nil:
 			return r.createNetwork(c.CreateNetwork)
 		case c.RemoveNetwork != nil:

@@ -33,6 +33,7 @@ import (
 //	   templates: what newInTemplate lists; Task.Joins
 //	   secrets and configs: PutDatum, RemoveDatum, sealed contents, Stack.Secrets
 //	   and Configs and what uses them, TaskStatus.Files
+//	   volumes: CreateVolume, MoveVolume, Volume.Move and Left
 //	   rollouts: RollbackStack, SteerService; policies of updates in ServiceSpec;
 //	   what became of updates and of revisions of stacks; TaskStatus.HealthySince
 //	   placement: Placement.Priority and Preempt
@@ -78,6 +79,8 @@ type Command struct {
 	PutDatum      *PutDatum      `json:"put_datum,omitempty"`      // user
 	RemoveDatum   *RemoveDatum   `json:"remove_datum,omitempty"`   // user
 	RemoveVolumes *RemoveVolumes `json:"remove_volumes,omitempty"` // user
+	CreateVolume  *CreateVolume  `json:"create_volume,omitempty"`  // user
+	MoveVolume    *MoveVolume    `json:"move_volume,omitempty"`    // user
 	CreateNetwork *CreateNetwork `json:"create_network,omitempty"` // user
 	RemoveNetwork *RemoveNetwork `json:"remove_network,omitempty"` // user
 	SetNode       *SetNode       `json:"set_node,omitempty"`       // user
@@ -233,6 +236,26 @@ type RemoveVolumes struct {
 	Names []string `json:"names"`
 }
 
+// CreateVolume makes a volume that belongs to no stack. It stays until
+// RemoveVolumes.
+type CreateVolume struct {
+	// Name in the whole cluster.
+	Name string          `json:"name"`
+	Spec spec.VolumeSpec `json:"spec"`
+	// Home is where its data is to be; empty leaves that to its first user.
+	Home spec.NodeID `json:"home,omitempty"`
+}
+
+// MoveVolume has the data of a volume copied to another node, which then is its
+// home. To its home it takes a move back; a volume without home gets one.
+type MoveVolume struct {
+	Name string      `json:"name"` // cluster-wide
+	To   spec.NodeID `json:"to"`
+	// Stop also takes a volume that is in use: its users are stopped until it has
+	// moved.
+	Stop bool `json:"stop,omitempty"`
+}
+
 // CreateNetwork makes a network that belongs to no stack. It stays until
 // RemoveNetwork.
 type CreateNetwork struct {
@@ -349,6 +372,8 @@ func (c *Command) Kind() string {
 		{"put_datum", c.PutDatum != nil},
 		{"remove_datum", c.RemoveDatum != nil},
 		{"remove_volumes", c.RemoveVolumes != nil},
+		{"create_volume", c.CreateVolume != nil},
+		{"move_volume", c.MoveVolume != nil},
 		{"create_network", c.CreateNetwork != nil},
 		{"remove_network", c.RemoveNetwork != nil},
 		{"set_node", c.SetNode != nil},
@@ -375,7 +400,7 @@ func (c *Command) Kind() string {
 // remembered by request ID.
 func (c *Command) user() bool {
 	return c.PutStack != nil || c.RemoveStack != nil || c.ScaleService != nil || c.RollbackStack != nil || c.SteerService != nil ||
-		c.PutContent != nil || c.RemoveVolumes != nil || c.CreateNetwork != nil || c.RemoveNetwork != nil || c.SetNode != nil ||
+		c.PutContent != nil || c.RemoveVolumes != nil || c.CreateVolume != nil || c.MoveVolume != nil || c.CreateNetwork != nil || c.RemoveNetwork != nil || c.SetNode != nil ||
 		c.SetRole != nil || c.RemoveNode != nil || c.PutDatum != nil || c.RemoveDatum != nil
 }
 
@@ -385,13 +410,13 @@ func (c *Command) user() bool {
 func (c *Command) NeedsFormat() int {
 	switch {
 	case c.usesData(), c.PutStack != nil && usesAddresses(&c.PutStack.Stack), c.CreateNetwork != nil, c.RemoveNetwork != nil,
-		c.RollbackStack != nil, c.SteerService != nil,
+		c.RollbackStack != nil, c.SteerService != nil, c.CreateVolume != nil, c.MoveVolume != nil,
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) || rollsOut(&p) }),
 		c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool {
 			return newInTemplate(s) || hasPolicy(s) || isJob(s) || s.Placement.Priority != 0 || s.Placement.Preempt
 		}),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool {
-			return r.Info != nil && r.Info.Subnets+r.Info.Interfaces != "" ||
+			return r.Info != nil && r.Info.Subnets+r.Info.Interfaces != "" || r.VolumesFetched != nil ||
 				slices.ContainsFunc(r.Tasks, func(t spec.TaskReport) bool { return !t.Status.HealthySince.IsZero() })
 		}):
 		return 4

@@ -110,6 +110,8 @@ func (r *reducer) declareVolume(stack, short, name string, v spec.VolumeSpec) er
 		return spec.Conflictf("volume %s is being removed: try again when it is gone", name)
 	case row.Anonymous:
 		return spec.Conflictf("volume %s is an anonymous volume of service %s: choose another name", name, spec.ServiceKey(row.Stack, row.Service))
+	case row.Stack != stack && row.Stack == "":
+		return spec.Conflictf("volume %s belongs to no stack, somebody has made it by hand: declare it external to use it", name)
 	case row.Stack != stack:
 		return spec.Conflictf("volume %s belongs to stack %s: declare it external to use it", name, row.Stack)
 	case row.Short != short || !same(&row.Spec, &v):

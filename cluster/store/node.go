@@ -211,8 +211,11 @@ func (r *reducer) removeNode(c *RemoveNode) error {
 	drop(r, &r.nodes, old)
 	r.event(spec.Event{Kind: "node.removed", Node: c.ID, Message: old.Name})
 	r.loseTasks(old)
-	for v := range r.volumes.with(r.txn, byRemoving, []byte{1}) {
+	for v := range r.volumes.with(r.txn, byRemoving, removingVolume) {
 		r.forgetHomes(v)
+	}
+	for v := range r.volumes.with(r.txn, byRemoving, movedVolume) {
+		r.forgetMove(v, old.ID)
 	}
 	r.sweepVolumes()
 	return nil

@@ -220,6 +220,9 @@ func (w *part) usableVolume(name string) (*spec.Volume, error) {
 	if v.Removing {
 		return nil, spec.Conflictf("volume %s is being removed", name)
 	}
+	if v.Move != nil {
+		return nil, spec.Conflictf("volume %s is being moved", name)
+	}
 	return v, nil
 }
 

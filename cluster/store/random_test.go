@@ -84,6 +84,12 @@ func (g *generator) command(step int) Command {
 		}
 	case k < 41:
 		c.RemoveVolumes = &RemoveVolumes{Names: []string{spec.ScopedName(g.stack(), pick(g, "v", "w"))}}
+		switch g.IntN(4) {
+		case 0:
+			c.RemoveVolumes, c.CreateVolume = nil, &CreateVolume{Name: pick(g, "vol", "a_v"), Home: pick(g, "", g.node())}
+		case 1, 2:
+			c.RemoveVolumes, c.MoveVolume = nil, &MoveVolume{Name: pick(g, "vol", spec.ScopedName(g.stack(), "v")), To: g.node(), Stop: g.maybe(70)}
+		}
 	case k < 42:
 		c.CreateNetwork = &CreateNetwork{Name: pick(g, "shared", "hand"), Spec: spec.NetworkSpec{Driver: spec.DriverOverlay, Internal: g.maybe(50)}}
 	case k < 43:

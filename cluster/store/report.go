@@ -51,6 +51,9 @@ func (r *reporter) report(rep *spec.Report) {
 	for _, id := range rep.VolumesRemoved {
 		r.volumeGone(rep.Node, id)
 	}
+	for i := range rep.VolumesFetched {
+		r.volumeFetched(rep.Node, &rep.VolumesFetched[i])
+	}
 }
 
 // reportPorts replaces what the node told of its ports before. It is no write

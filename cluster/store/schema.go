@@ -52,7 +52,7 @@ const (
 	byVIP      = "vip"      // services: network and virtual IP, of either family
 	byContent  = "content"  // stack revisions, volumes, revisions, services, data: contents they refer to
 	bySeq      = "seq"      // requests
-	byRemoving = "removing" // volumes that are being removed
+	byRemoving = "removing" // volumes that are being removed, or moved, or leave copies behind
 )
 
 func newTables() *tables {
@@ -212,11 +212,17 @@ func taskVolumeValues(t *spec.Task) [][]byte {
 	return values
 }
 
+// The values of byRemoving.
+var removingVolume, movedVolume = []byte{1}, []byte{2}
+
 func volumeRemovingValue(v *spec.Volume) [][]byte {
-	if !v.Removing {
-		return nil
+	switch {
+	case v.Removing:
+		return one(removingVolume)
+	case v.Move != nil || len(v.Left) > 0:
+		return one(movedVolume)
 	}
-	return one([]byte{1})
+	return nil
 }
 
 func portValues(s *spec.Service) [][]byte {

@@ -181,7 +181,18 @@ func (n *Snapshot) Volumes() []*spec.Volume { return collect(n.tables.volumes.al
 
 // RemovedVolumes returns the volumes that are being removed, by ID.
 func (n *Snapshot) RemovedVolumes() []*spec.Volume {
-	return collect(n.tables.volumes.with(n.read(), byRemoving, []byte{1}))
+	return collect(n.tables.volumes.with(n.read(), byRemoving, removingVolume))
+}
+
+// MovedVolumes returns the volumes that are not being removed and have a Move
+// or Left, by ID.
+func (n *Snapshot) MovedVolumes() []*spec.Volume {
+	return collect(n.tables.volumes.with(n.read(), byRemoving, movedVolume))
+}
+
+// VolumeUsers returns the tasks that use the volume and are not over, by ID.
+func (n *Snapshot) VolumeUsers(id spec.VolumeID) []*spec.Task {
+	return slices.DeleteFunc(collect(n.tables.tasks.with(n.read(), byVolume, idKey(id))), func(t *spec.Task) bool { return t.Status.State.Terminal() })
 }
 
 // Volume returns the volume with the ID.

@@ -514,7 +514,7 @@ func (a *app) tellKept(ctx context.Context, cl *api.Client, stack string) error 
 
 // volumesOf names the volumes of a stack that are not being removed.
 func volumesOf(ctx context.Context, cl *api.Client, stack string) ([]string, error) {
-	l, err := cl.Volumes(ctx)
+	l, err := cl.Volumes(ctx, false)
 	if err != nil {
 		return nil, err
 	}

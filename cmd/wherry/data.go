@@ -122,20 +122,7 @@ func (a *app) datumCreateCmd(k spec.DatumKind) *cobra.Command {
 }
 
 // parseLabels reads KEY=VALUE.
-func parseLabels(list []string) (map[string]string, error) {
-	var out map[string]string
-	for _, l := range list {
-		k, v, ok := strings.Cut(l, "=")
-		if !ok || k == "" {
-			return nil, exitWith(exitUsage, "label %q: want KEY=VALUE", l)
-		}
-		if out == nil {
-			out = map[string]string{}
-		}
-		out[k] = v
-	}
-	return out, nil
-}
+func parseLabels(list []string) (map[string]string, error) { return parsePairs("label", list) }
 
 // stacksOf names the stacks of services, "stack/service", and of "stack NAME".
 func stacksOf(users []string) []string {

@@ -70,6 +70,17 @@ func (e enroller) Renew(ctx context.Context, c server.Caller, r api.RenewRequest
 	return e.Member.Renew(ctx, ca.Caller{Subject: ca.Subject{Kind: ca.Kind(c.Kind), ID: c.ID, Role: c.Role, Cluster: c.Cluster}, Key: c.Key, Expired: c.Expired}, r)
 }
 
+// fetch opens the archives of volumes that other nodes give to this one.
+func fetch(way func(spec.NodeID) (http.RoundTripper, error)) func(context.Context, spec.VolumeTransfer) (io.ReadCloser, error) {
+	return func(ctx context.Context, t spec.VolumeTransfer) (io.ReadCloser, error) {
+		tr, err := way(t.Peer)
+		if err != nil {
+			return nil, err
+		}
+		return api.NewNodeClient(tr).GiveVolume(ctx, t.Volume)
+	}
+}
+
 // tasks are the tasks of this host, for the node API.
 type tasks struct {
 	host    *agent.Agent

@@ -231,34 +231,3 @@ func (a *app) scaleCmd() *cobra.Command {
 	})
 	return c
 }
-
-func (a *app) volumeCmd() *cobra.Command {
-	ls := &cobra.Command{Use: "ls", Short: "List the volumes", Args: noArgs("it lists all")}
-	ls.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, _ []string) error {
-		l, err := cl.Volumes(c.Context())
-		if err != nil {
-			return err
-		}
-		return show(a, l.Items, []string{"NAME", "STACK", "NODES", "STATE"}, func(v api.VolumeInfo) []string {
-			state := "unused"
-			switch {
-			case v.Removing:
-				state = "removing"
-			case v.InUse:
-				state = "in use"
-			}
-			return []string{v.Name, v.Stack, cmp.Or(strings.Join(v.Nodes, ","), "-"), state}
-		})
-	})
-	rm := &cobra.Command{Use: "rm VOLUME…", Short: "Delete volumes and their data", Args: someArgs("names of volumes", 1, 0)}
-	rm.RunE = a.withClient(func(c *cobra.Command, cl *api.Client, args []string) error {
-		return each(args, func(name string) error {
-			if _, err := cl.RemoveVolume(c.Context(), name, requestID()); err != nil {
-				return err
-			}
-			fmt.Fprintln(a.out, name)
-			return nil
-		})
-	})
-	return group("volume", "List and remove volumes", a.formatFlag(ls, "table"), rm)
-}

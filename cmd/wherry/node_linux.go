@@ -104,6 +104,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 			return l.For.D(), err
 		},
 		Refused: refused.Load,
+		Fetch:   fetch(member.Transport),
 		Leases:  keep, Cgroup: runtime.Cgroup, PurgeImages: runtime.RemoveAllImages,
 		Logger: log.With("part", "agent")})
 	ctx, endWork := context.WithCancel(ctx)
@@ -112,7 +113,7 @@ func runNode(ctx context.Context, c daemonConfig, bin string, log *slog.Logger) 
 	ways := &paths{ways: network.Paths, try: member.Path, name: told.name, log: log.With("part", "paths")}
 	look := doctor{c: c, member: member, told: told, network: network, paths: ways, child: child, runtime: runtime, own: own}
 	srvConfig := server.Config{Resolver: resolver{runtime}, Nodes: nodes{member, own},
-		Images: images{runtime}, Tasks: tasks{host, runtime, c.dataDir}, Network: network, ContentKey: member.ContentKey(),
+		Images: images{runtime}, Tasks: tasks{host, runtime, c.dataDir}, Volumes: host, Network: network, ContentKey: member.ContentKey(),
 		Leaver: gone, Doctor: look.Checks, Registry: runtime.Registry(), Caller: callerOf(member), Managers: told.managers, Members: told.nodes,
 		Node: member.Node(), Name: c.name, Version: version, Logger: log.With("part", "api")}
 	if manager {

@@ -214,7 +214,7 @@ func (a *app) waitGone(ctx context.Context, cl *api.Client, stack string, index 
 func (a *app) waitVolumes(ctx, wctx context.Context, cl *api.Client, stack string, volumes bool, w *waitFlags) error {
 	var after uint64
 	for volumes {
-		l, err := cl.Volumes(wctx)
+		l, err := cl.Volumes(wctx, false)
 		if err != nil {
 			return waitError(ctx, wctx, stack, api.StackStatus{}, w, err)
 		}

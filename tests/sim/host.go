@@ -29,6 +29,11 @@ type host struct {
 	runs  map[spec.TaskID]*run
 	// gone are volumes whose removal is to be told.
 	gone map[spec.VolumeID]bool
+	// data is how much was written to the instances of volumes that the host has,
+	// by all tasks so far.
+	data map[spec.VolumeID]int
+	// fetched are moves to be told of.
+	fetched map[spec.VolumeID]spec.VolumeFetched
 }
 
 // run is a task on a host.
@@ -79,7 +84,8 @@ func (h *host) endLeases(w *World) {
 func (r *run) unchecked() bool { return strings.HasSuffix(r.image, ":3") }
 
 func newHost(id spec.NodeID, name string) *host {
-	return &host{id: id, name: name, up: true, runs: map[spec.TaskID]*run{}, gone: map[spec.VolumeID]bool{}}
+	return &host{id: id, name: name, up: true, runs: map[spec.TaskID]*run{}, gone: map[spec.VolumeID]bool{},
+		data: map[spec.VolumeID]int{}, fetched: map[spec.VolumeID]spec.VolumeFetched{}}
 }
 
 // hear takes the newest document, if it gets through.
@@ -119,8 +125,12 @@ func (h *host) hear(w *World, through bool) {
 		h.runs[t.ID].task = t
 	}
 	for _, v := range h.want.RemoveVolumes {
-		h.gone[v] = true
+		if !h.gone[v] && !h.uses(v) {
+			h.gone[v] = true
+			delete(h.data, v)
+		}
 	}
+	h.fetch(w)
 }
 
 func (h *host) wanted(id spec.TaskID) (spec.TaskDesired, bool) {
@@ -180,6 +190,7 @@ func (h *host) advance(w *World, r *run) bool {
 		return false
 	case r.status.State == spec.TaskStarting:
 		to, r.status.Started, r.health = spec.TaskRunning, 1, spec.HealthStarting
+		h.write(w, r)
 		if r.unchecked() {
 			r.health = spec.HealthNone
 		}
@@ -240,7 +251,10 @@ func (h *host) report(w *World) (spec.Report, bool) {
 		}
 	}
 	rep.VolumesRemoved = slices.Sorted(maps.Keys(h.gone))
-	return rep, len(rep.Tasks)+len(rep.VolumesRemoved) > 0
+	for _, id := range slices.Sorted(maps.Keys(h.fetched)) {
+		rep.VolumesFetched = append(rep.VolumesFetched, h.fetched[id])
+	}
+	return rep, len(rep.Tasks)+len(rep.VolumesRemoved)+len(rep.VolumesFetched) > 0
 }
 
 // tell sends a report, which may be lost, late, or arrive twice.
@@ -272,6 +286,10 @@ func (h *host) arrive(w *World, c store.Command, rep spec.Report) (changed bool)
 	}
 	for _, v := range rep.VolumesRemoved {
 		delete(h.gone, v)
+	}
+	for _, f := range rep.VolumesFetched {
+		delete(h.fetched, f.Volume)
+		w.note("%s tells: volume %s is here by move %d %s", h.name, f.Volume, f.Move, f.Problem)
 	}
 	return changed
 }

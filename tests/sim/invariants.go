@@ -41,6 +41,7 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 	w.checkJobs(before, after, c)
 	w.checkNodes(before, after, c)
 	w.checkContents(after)
+	w.checkHomes(before, after, c)
 	if c.RemoveStack == nil && c.RemoveVolumes == nil {
 		w.checkData(before, after)
 	}

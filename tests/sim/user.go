@@ -53,6 +53,9 @@ func (w *World) use() {
 	default:
 		c.RemoveVolumes = &store.RemoveVolumes{Names: []string{name + "_data"}}
 	}
+	if c.RemoveStack != nil && w.chance(30) && w.store.Snapshot().Format() >= store.AddressFormat {
+		c.RemoveStack, c.MoveVolume = nil, &store.MoveVolume{Name: name + "_data", To: w.hosts[w.rng.IntN(len(w.hosts))].id, Stop: w.chance(80)}
+	}
 	res := w.apply(c)
 	w.note("a user sends %s for %s: %v", c.Kind(), name, res.Err)
 }

@@ -45,8 +45,9 @@ type World struct {
 	// Trace has one line per event, for the reader of a failing seed.
 	Trace []string
 	err   error
-	// versions are those that services had.
+	// versions are those that services had, data the writes to volumes.
 	versions map[version]bool
+	data     map[spec.VolumeID]int
 }
 
 // begin is when a world begins; its first leader has led for long.
@@ -63,7 +64,7 @@ func New(seed uint64) *World {
 		now:   begin,
 		seen:  reconciler.NewSightings(longLed),
 
-		versions: map[version]bool{},
+		versions: map[version]bool{}, data: map[spec.VolumeID]int{},
 	}
 	w.scarce = w.chance(20)
 	format := store.Format
@@ -499,6 +500,7 @@ func (w *World) rest() {
 			w.checkNoneWaitsForRoom()
 			w.checkPairsAtRest()
 			w.checkFiles()
+			w.checkMoved()
 			if w.dead == nil && w.away == nil {
 				w.checkNothingLeft(w.store.Snapshot())
 				w.checkViews()
