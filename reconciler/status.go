@@ -329,7 +329,7 @@ func (s *pass) taskTrouble(name string, t *spec.Task) trouble {
 	case unplaced(t):
 		return trouble{impaired, name + " cannot be placed: " + st.Reason}
 	case st.State != spec.TaskPending && !s.nodeUp(t.Node):
-		return trouble{impaired, name + ": node " + s.nodeName(t.Node) + " is down" + suffix(cmp.Or(s.missing(), s.addressRoom(nil)))}
+		return trouble{impaired, name + ": " + cmp.Or(Away(s.snap, t), "node "+s.nodeName(t.Node)+" is gone") + suffix(cmp.Or(s.missing(), s.addressRoom(nil)))}
 	case len(st.Attempts) > 0 && st.Attempts[len(st.Attempts)-1].Failed():
 		return trouble{impaired, name + ": " + ending(t)}
 	case st.Health == spec.HealthUnhealthy:
@@ -345,4 +345,20 @@ func suffix(reason string) string {
 		return ""
 	}
 	return ": " + reason
+}
+
+// Away says of a task that is not over that its node is down, and what it has
+// there that no other node has; "" when the node is up.
+func Away(s *store.Snapshot, t *spec.Task) string {
+	n := s.Node(t.Node)
+	if n == nil || n.State != spec.NodeDown || t.Status.State.Terminal() {
+		return ""
+	}
+	why := "node " + n.Name + " is down"
+	for _, b := range t.Volumes {
+		if v := s.Volume(b.ID); v != nil && t.Slot != 0 && !v.Anonymous && !homeless(v) {
+			why += ", and holds volume " + v.Name
+		}
+	}
+	return why
 }

@@ -118,6 +118,9 @@ func taskInfo(snap *store.Snapshot, t *spec.Task) api.TaskInfo {
 	if n := snap.Node(t.Node); n != nil {
 		out.Node = n.Name
 	}
+	if away := reconciler.Away(snap, t); away != "" {
+		out.Error = away // what the node last told is no news
+	}
 	out.Name = spec.TaskName(t, out.Node)
 	if rev := snap.Revision(t.Revision); rev != nil {
 		out.Image = rev.Template.Image

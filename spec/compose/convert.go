@@ -296,7 +296,7 @@ func (c *conversion) networks() {
 
 func (c *conversion) network(at path, name string, n types.NetworkConfig) spec.NetworkSpec {
 	out := spec.NetworkSpec{Driver: spec.DriverOverlay, External: bool(n.External), Internal: n.Internal, Labels: nonEmpty(n.Labels)}
-	if n.Name != spec.ScopedName(c.p.Name, name) {
+	if out.External || n.Name != spec.ScopedName(c.p.Name, name) {
 		out.Name = n.Name
 	}
 	switch n.Driver {
@@ -339,7 +339,7 @@ func (c *conversion) volumes() {
 			continue
 		}
 		out := spec.VolumeSpec{External: bool(v.External), DriverOpts: nonEmpty(v.DriverOpts), Labels: nonEmpty(v.Labels)}
-		if v.Name != spec.ScopedName(c.p.Name, name) {
+		if out.External || v.Name != spec.ScopedName(c.p.Name, name) {
 			out.Name = v.Name
 		}
 		if spec.HasPlaceholder(v.Name) {

@@ -129,3 +129,21 @@ secrets:
 		}
 	}
 }
+
+// TestExternalNames: an external object has its own name also where that is how
+// the stack would call one of its own.
+func TestExternalNames(t *testing.T) {
+	r := loadFiles(t, `
+name: shop
+services: {web: {image: nginx, volumes: ["data:/data"], networks: [edge], secrets: [key]}}
+volumes: {data: {external: true, name: shop_data}}
+networks: {edge: {external: true, name: shop_edge}}
+secrets: {key: {external: true, name: shop_key}}
+`, nil)
+	s := r.Stack
+	for _, got := range []string{s.Volumes["data"].ClusterName("shop", "data"), s.Networks["edge"].ClusterName("shop", "edge"), s.Secrets["key"].ClusterName("shop", "key")} {
+		if !strings.HasPrefix(got, "shop_") {
+			t.Errorf("%q is looked for", got)
+		}
+	}
+}

@@ -137,11 +137,11 @@ volumes: {pool: {external: true}}
 	worker.PowerOff()
 	lab.Eventually(t, soon, "people are told where the data is", func() error {
 		for _, ti := range tasks(t, h, "keep/db") {
-			if ti.State == spec.TaskPending && strings.Contains(ti.Status.Reason, "volume pool") && strings.Contains(ti.Status.Reason, worker.Name) {
+			if ti.Error == "node "+worker.Name+" is down, and holds volume pool" && strings.Contains(h.Must("service", "ls"), ti.Error) {
 				return nil
 			}
 		}
-		return fmt.Errorf("%s", h.Must("ps", "keep"))
+		return fmt.Errorf("%s%s", h.Must("ps", "keep"), h.Must("service", "ls"))
 	})
 	refused(t, h.Wherry("volume", "move", "pool", h.Name), "node "+worker.Name+", which holds it, is down")
 	refused(t, h.Wherry("volume", "backup", "pool", "-"), worker.Name+" is down")
