@@ -275,6 +275,18 @@ func (c *Client) Why(ctx context.Context, ref string) (l List[spec.ServiceWhy], 
 	return l, c.call(ctx, "GET", "/v1/why", url.Values{"of": {ref}}, nil, &l)
 }
 
+// Moves proposes what makes the nodes more even and changes nothing.
+func (c *Client) Moves(ctx context.Context, r Rebalance) (l List[spec.Move], err error) {
+	q := url.Values{"stack": {r.Stack}, "max": {strconv.Itoa(r.Max)}}
+	return l, c.call(ctx, "GET", "/v1/rebalance", q, nil, &l)
+}
+
+// Rebalance lets tasks move and returns which. What they are replaced by is decided
+// when it is their turn.
+func (c *Client) Rebalance(ctx context.Context, r Rebalance) (l List[spec.Move], err error) {
+	return l, c.call(ctx, "POST", "/v1/rebalance", nil, r, &l)
+}
+
 // Tasks lists tasks, oldest first.
 func (c *Client) Tasks(ctx context.Context, f TaskFilter, p Poll) (l List[TaskInfo], err error) {
 	q := p.query()

@@ -78,6 +78,20 @@ type Scale struct {
 	RequestID string  `json:"request_id,omitempty"`
 }
 
+// Rebalance is the body of "rebalance"; "rebalance.plan" has the first two in its
+// query, as "stack" and "max".
+type Rebalance struct {
+	// Stack whose tasks may move; empty is all.
+	Stack string `json:"stack,omitempty"`
+	// Max is the largest number of tasks that move, from 1 to MaxMoves.
+	Max       int    `json:"max"`
+	Author    string `json:"author,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
+}
+
+// MaxMoves bounds the tasks of one rebalancing.
+const MaxMoves = 1000
+
 // StackRevision is a row of "stack.history".
 type StackRevision struct {
 	Revision uint64    `json:"revision"`

@@ -68,6 +68,9 @@ var Routes = []Route{
 	// What it is about is in the query: a stack, a service or a task, as "of".
 	{"why", "GET", "/v1/why", RuleOperator, false},
 
+	{"rebalance.plan", "GET", "/v1/rebalance", RuleOperator, false},
+	{"rebalance", "POST", "/v1/rebalance", RuleOperator, false},
+
 	{"task.list", "GET", "/v1/tasks", RuleOperator, false},
 	{"task.get", "GET", "/v1/tasks/{task}", RuleOperator, false},
 	{"task.logs", "GET", "/v1/tasks/{task}/logs", RuleOperator, false},

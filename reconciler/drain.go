@@ -23,12 +23,12 @@ func (s *pass) unfit(t *spec.Task) string {
 	if why := s.outdated(t); why != "" {
 		return why
 	}
-	return cmp.Or(s.moving(t), s.drained(t))
+	return cmp.Or(s.dataMoves(t), s.drained(t))
 }
 
-// moving says that a task has to stop because a volume that it uses is being
+// dataMoves says that a task has to stop because a volume that it uses is being
 // moved, or "".
-func (v *view) moving(t *spec.Task) string {
+func (v *view) dataMoves(t *spec.Task) string {
 	for _, b := range t.Volumes {
 		if vol := v.volumes[b.Name]; vol != nil && vol.Move != nil && t.Status.State != spec.TaskPending {
 			return v.moveReason(vol)
@@ -55,7 +55,7 @@ func (s *pass) pinned(pl *place, t *spec.Task) bool {
 	}
 	n := s.nodes[t.Node]
 	stop, ground := n != nil && n.StopPinned && s.drained(t) != "", s.drained(t)+", and tasks that cannot move are stopped"
-	if moving := s.moving(t); moving != "" {
+	if moving := s.dataMoves(t); moving != "" {
 		stop, ground = true, moving
 	}
 	if s.outdated(t) != "" && !stop {

@@ -44,6 +44,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //	wait DURATION | clock DURATION    the clock is set by that much
 //	content ID… | secret NAME ID | files TASK KEY=ID… | reads NODE | uses NODE ID    see data
 //	why STACK[/SERVICE[.PLACE]]
+//	moves MAX | rebalance MAX   what would make the nodes more even; do it
 //	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | used | tasks
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
@@ -303,6 +304,19 @@ func (c *cluster) do(line string) {
 	case "networks":
 		for _, n := range HostNetworks(c.store.Snapshot(), nodeID(f[1])) {
 			c.printNetwork(&n)
+		}
+	case "moves", "rebalance":
+		n, err := strconv.Atoi(f[1])
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		var ids []spec.TaskID
+		for _, m := range Rebalance(c.store.Snapshot(), "", n, c.now) {
+			c.printf("  %s from %s to %s\n", m.Name, m.From, m.To)
+			ids = append(ids, m.Task)
+		}
+		if f[0] == "rebalance" {
+			c.must(store.Command{MoveTasks: &store.MoveTasks{Tasks: ids}})
 		}
 	case "why":
 		c.printWhy(f[1])

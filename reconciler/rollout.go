@@ -66,11 +66,11 @@ func (s *pass) settleSurplus(pl *place) {
 	if len(pl.live) < 2 {
 		return
 	}
-	if next := last(pl.live, func(t *spec.Task) bool { return s.unfit(t) == "" && s.steady(t) }); next != nil {
+	if next := last(pl.live, func(t *spec.Task) bool { return s.leaving(pl, t) == "" && s.steady(t) }); next != nil {
 		s.endOthers(pl, next)
 		return
 	}
-	next := last(pl.live, func(t *spec.Task) bool { return s.unfit(t) == "" })
+	next := last(pl.live, func(t *spec.Task) bool { return s.leaving(pl, t) == "" })
 	old := last(pl.live, func(t *spec.Task) bool { return t != next && s.serves(t) })
 	if old == nil {
 		old = last(pl.live, func(t *spec.Task) bool { return t != next })
@@ -85,10 +85,13 @@ func (s *pass) settleSurplus(pl *place) {
 func (s *pass) endOthers(pl *place, keep ...*spec.Task) {
 	for _, t := range slices.Clone(pl.live) {
 		if !slices.Contains(keep, t) {
-			s.end(pl, t, spec.DesiredStopped, cmp.Or(s.unfit(t), "another task has taken over"))
+			s.end(pl, t, spec.DesiredStopped, cmp.Or(s.leaving(pl, t), "another task has taken over"))
 		}
 	}
 }
+
+// leaving says why a task must be, or may be, replaced, or "".
+func (s *pass) leaving(pl *place, t *spec.Task) string { return cmp.Or(s.unfit(t), s.moving(pl, t)) }
 
 // last returns the newest task that fits; tasks are in order of ID.
 func last(list []*spec.Task, fits func(*spec.Task) bool) *spec.Task {
@@ -440,7 +443,13 @@ func (s *pass) mayGo(todo, others []*place) (may []*place, size int) {
 // replaceable reports whether all that a place has is one task that must go, and
 // its replacement has not used up what it was allowed to try.
 func (s *pass) replaceable(pl *place) bool {
-	if len(pl.live) != 1 || len(pl.ending) > 0 || pl.fresh != nil || s.unfit(pl.live[0]) == "" || s.headMoves(pl) {
+	if len(pl.live) != 1 || len(pl.ending) > 0 || pl.fresh != nil {
+		return false
+	}
+	if s.unfit(pl.live[0]) == "" {
+		return !s.updating && s.moving(pl, pl.live[0]) != "" && s.gains(pl, pl.live[0])
+	}
+	if s.headMoves(pl) {
 		return false
 	}
 	failed, _ := s.lost(pl)

@@ -248,7 +248,8 @@ func (s *pass) trouble(pl *place) trouble {
 	if restarts, t := s.gaveUp(pl); t != nil {
 		return trouble{failing, name + ": " + whyGaveUp(restarts, t)}
 	}
-	if n, t := s.lost(pl); n > 0 {
+	good := func(t *spec.Task) bool { return s.unfit(t) == "" && s.steady(t) }
+	if n, t := s.lost(pl); n > 0 && last(pl.live, good) == nil {
 		why := name + ": " + ending(t)
 		if next := newest(pl.live); next != nil && unplaced(next) {
 			why += "; the next one cannot be placed: " + next.Status.Reason

@@ -82,7 +82,7 @@ func TestExplain(t *testing.T) {
 			"not enough of gpu [name-a]; fits if name-a frees 1 of gpu",
 		},
 		{
-			"an interface", []*spec.Node{testNode("a")}, Class{Parents: []string{"eth9"}}, nil,
+			"an interface", []*spec.Node{testNode("a", func(n *spec.Node) { n.Info.Interfaces = "eth0" })}, Class{Parents: []string{"eth9"}}, nil,
 			"has no interface eth9 for a macvlan network now [name-a]; fits if name-a gets an interface eth9",
 		},
 		{"an older version", []*spec.Node{testNode("a")}, Class{Format: 9}, nil, "runs an older version of Wherry [name-a]; fits if name-a is upgraded"},

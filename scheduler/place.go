@@ -232,3 +232,45 @@ var _ heap.Interface = (*group)(nil)
 
 // Names of nodes, for reasons that name one.
 func nodeName(n *spec.Node) string { return cmp.Or(n.Name, string(n.ID)) }
+
+// Better returns the node on which one more task of class c would go and how much
+// more even that makes things than if it were on the given node, where it is and
+// whose booking was released; gain is 0 when it does not. A gain on a key of the
+// spread counts more than one on the tasks of the service, and this more than one on
+// all tasks.
+func (b *Board) Better(c *Class, from spec.NodeID) (to spec.NodeID, gain int) {
+	best, old := b.rank(c).best(), b.byID[from]
+	if best == nil || old == nil || best == old {
+		return "", 0
+	}
+	type level struct{ from, to int }
+	var levels []level
+	for i := range c.Spread {
+		x, y := 0, 0
+		for _, n := range b.nodes {
+			if sameValues(n.Node, old.Node, c.Spread[:i+1]) {
+				x += n.services[c.Service]
+			}
+			if sameValues(n.Node, best.Node, c.Spread[:i+1]) {
+				y += n.services[c.Service]
+			}
+		}
+		levels = append(levels, level{x, y})
+	}
+	levels = append(levels, level{old.services[c.Service], best.services[c.Service]}, level{old.tasks, best.tasks})
+	const step = 1 << 20
+	for i, l := range levels {
+		switch d := l.from - l.to; {
+		case d > 0:
+			return best.ID, (len(levels)-i-1)*step + min(d, step-1)
+		case d < 0:
+			return "", 0
+		}
+	}
+	return "", 0
+}
+
+// sameValues reports whether two nodes are in one group by the given keys.
+func sameValues(x, y *spec.Node, keys []string) bool {
+	return !slices.ContainsFunc(keys, func(k string) bool { return property(x, k) != property(y, k) })
+}

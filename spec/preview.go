@@ -16,6 +16,14 @@ type FieldDiff struct {
 	New  string `json:"new,omitempty"`
 }
 
+// Move is a task that would better be on another node.
+type Move struct {
+	Task TaskID `json:"task"`
+	Name string `json:"name"`
+	From string `json:"from"` // names of nodes
+	To   string `json:"to"`
+}
+
 // TaskAction is what would happen to one task, and why.
 type TaskAction struct {
 	Action string `json:"action"` // create, replace, remove

@@ -88,6 +88,9 @@ type Task struct {
 	Volumes []VolumeBinding `json:"volumes,omitempty"` // reconciler
 	// NotBefore delays the assignment: the slot backs off after failures.
 	NotBefore time.Time `json:"not_before,omitzero"` // reconciler
+	// MoveUntil is until when the task may be replaced by one on a node with fewer
+	// tasks; zero when nobody has asked for that.
+	MoveUntil time.Time `json:"move_until,omitzero"` // user
 	// Created is when the task was made, by the clock of the leader.
 	Created time.Time `json:"created"` // apply
 	// Status is written by the agent of Node; while there is no Node, and when

@@ -374,7 +374,7 @@ var admitted = func() map[string][]string {
 		"stack.list": operators, "stack.get": operators, "stack.put": operators, "stack.delete": operators, "stack.status": operators, "stack.plan": operators,
 		"service.list": operators, "service.get": operators, "service.scale": operators,
 		"stack.history": operators, "stack.rollback": operators, "service.rollback": operators, "service.pause": operators, "service.resume": operators, "service.restart": operators, "service.promote": operators, "service.run": operators,
-		"why": operators, "task.list": operators, "task.get": operators, "task.logs": operators, "task.exec": operators,
+		"why": operators, "rebalance.plan": operators, "rebalance": operators, "task.list": operators, "task.get": operators, "task.logs": operators, "task.exec": operators,
 		"node.list": operators, "node.doctor": operators, "node.get": operators, "node.update": operators, "node.delete": operators, "node.leftovers": operators,
 		"network.list": operators, "network.get": operators, "network.create": operators, "network.delete": operators, "volume.list": operators,
 		"secret.list": operators, "secret.get": operators, "secret.put": operators, "secret.delete": operators,

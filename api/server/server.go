@@ -185,6 +185,8 @@ func New(c Config) (*Server, error) {
 		"stack.status":     s.stackStatus,
 		"stack.plan":       s.stackPlan,
 		"why":              s.why,
+		"rebalance.plan":   s.rebalancePlan,
+		"rebalance":        s.rebalance,
 		"stack.history":    s.stackHistory,
 		"stack.rollback":   s.rollback,
 		"service.list":     s.serviceList,

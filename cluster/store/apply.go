@@ -99,6 +99,8 @@ func (r *reducer) dispatch() {
 			return r.scaleService(c.ScaleService)
 		case c.RollbackStack != nil:
 			return r.rollbackStack(c.RollbackStack)
+		case c.MoveTasks != nil:
+			return r.moveTasks(c.MoveTasks)
 		case c.SteerService != nil:
 			return r.steerService(c.SteerService)
 		case c.PutContent != nil:

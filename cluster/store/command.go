@@ -36,7 +36,7 @@ import (
 //	   volumes: CreateVolume, MoveVolume, Volume.Move and Left
 //	   rollouts: RollbackStack, SteerService; policies of updates in ServiceSpec;
 //	   what became of updates and of revisions of stacks; TaskStatus.HealthySince
-//	   placement: Placement.Priority and Preempt
+//	   placement: Placement.Priority and Preempt; MoveTasks and Task.MoveUntil
 //	   jobs: their modes, ServiceSpec.MaxConcurrent, Restart.Window without an end;
 //	   Dependency.Restart and DependencyCompleted
 const Format = 4
@@ -75,6 +75,7 @@ type Command struct {
 	ScaleService  *ScaleService  `json:"scale_service,omitempty"`  // user
 	RollbackStack *RollbackStack `json:"rollback_stack,omitempty"` // user
 	SteerService  *SteerService  `json:"steer_service,omitempty"`  // user
+	MoveTasks     *MoveTasks     `json:"move_tasks,omitempty"`     // user
 	PutContent    *PutContent    `json:"put_content,omitempty"`    // user
 	PutDatum      *PutDatum      `json:"put_datum,omitempty"`      // user
 	RemoveDatum   *RemoveDatum   `json:"remove_datum,omitempty"`   // user
@@ -182,6 +183,16 @@ type SteerService struct {
 	Service string      `json:"service"`
 	Action  SteerAction `json:"action"`
 }
+
+// MoveTasks lets tasks that run be replaced by ones on nodes with fewer tasks, for
+// as long as MoveFor. Tasks that are over, or on their way out, are left out.
+type MoveTasks struct {
+	Tasks []spec.TaskID `json:"tasks"`
+}
+
+// MoveFor is how long a task may move after somebody has asked for it. What finds no
+// better node until then stays: nobody wants to be surprised by it later.
+const MoveFor = 10 * time.Minute
 
 // MaxReplicas is the largest number of replicas of a service.
 const MaxReplicas = 100_000
@@ -368,6 +379,7 @@ func (c *Command) Kind() string {
 		{"scale_service", c.ScaleService != nil},
 		{"rollback_stack", c.RollbackStack != nil},
 		{"steer_service", c.SteerService != nil},
+		{"move_tasks", c.MoveTasks != nil},
 		{"put_content", c.PutContent != nil},
 		{"put_datum", c.PutDatum != nil},
 		{"remove_datum", c.RemoveDatum != nil},
@@ -401,7 +413,7 @@ func (c *Command) Kind() string {
 func (c *Command) user() bool {
 	return c.PutStack != nil || c.RemoveStack != nil || c.ScaleService != nil || c.RollbackStack != nil || c.SteerService != nil ||
 		c.PutContent != nil || c.RemoveVolumes != nil || c.CreateVolume != nil || c.MoveVolume != nil || c.CreateNetwork != nil || c.RemoveNetwork != nil || c.SetNode != nil ||
-		c.SetRole != nil || c.RemoveNode != nil || c.PutDatum != nil || c.RemoveDatum != nil
+		c.SetRole != nil || c.RemoveNode != nil || c.PutDatum != nil || c.RemoveDatum != nil || c.MoveTasks != nil
 }
 
 // NeedsFormat returns the lowest format that has all that the command says. A
@@ -410,7 +422,7 @@ func (c *Command) user() bool {
 func (c *Command) NeedsFormat() int {
 	switch {
 	case c.usesData(), c.PutStack != nil && usesAddresses(&c.PutStack.Stack), c.CreateNetwork != nil, c.RemoveNetwork != nil,
-		c.RollbackStack != nil, c.SteerService != nil, c.CreateVolume != nil, c.MoveVolume != nil,
+		c.RollbackStack != nil, c.SteerService != nil, c.CreateVolume != nil, c.MoveVolume != nil, c.MoveTasks != nil,
 		c.ApplyPlan != nil && slices.ContainsFunc(c.ApplyPlan.Parts, func(p spec.Part) bool { return givesIPv6(p) || pairs(&p) || rollsOut(&p) }),
 		c.PutStack != nil && anyService(&c.PutStack.Stack, func(s *spec.ServiceSpec) bool {
 			return newInTemplate(s) || hasPolicy(s) || isJob(s) || s.Placement.Priority != 0 || s.Placement.Preempt

@@ -207,6 +207,7 @@ func TestFormatRatchet(t *testing.T) {
 		{Reports: &Reports{Reports: []spec.Report{{Node: "n1", Tasks: []spec.TaskReport{{Status: spec.TaskStatus{HealthySince: start}}}}}}},
 		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Placement.Priority = -1 })),
 		putStack(edit(web("shop", 80), "web", func(s *spec.ServiceSpec) { s.Placement.Preempt = true })),
+		{MoveTasks: &MoveTasks{Tasks: []spec.TaskID{"1-9"}}},
 		{RollbackStack: &RollbackStack{Stack: "shop"}},
 		{SteerService: &SteerService{Stack: "shop", Service: "web", Action: SteerRestart}},
 		{ApplyPlan: &ApplyPlan{Parts: []spec.Part{{Stack: &spec.StackChange{Name: "shop"}}}}},

@@ -59,7 +59,7 @@ func (a *app) root() *cobra.Command {
 	}
 	root.AddCommand(
 		a.applyCmd(), a.planCmd(), a.validateCmd(), a.rmCmd(), a.historyCmd(), a.rollbackCmd(),
-		a.lsCmd(), a.psCmd(), a.whyCmd(), a.logsCmd(), a.execCmd(),
+		a.lsCmd(), a.psCmd(), a.whyCmd(), a.rebalanceCmd(), a.logsCmd(), a.execCmd(),
 		a.serviceCmd(), a.imageCmd(), a.volumeCmd(), a.networkCmd(), a.datumCmd(spec.DatumSecret), a.datumCmd(spec.DatumConfig), a.nodeCmd(),
 		a.tokenCmd(), a.clusterCmd(), a.doctorCmd(), a.versionCmd(),
 	)

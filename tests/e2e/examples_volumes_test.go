@@ -31,7 +31,7 @@ func TestVolumesExample(t *testing.T) {
 	}
 	check("stat -f -c %T /run; stat -c %a /run; grep ' /run ' /proc/mounts", "size=1024k")
 	check("stat -c %a /run", "1777")
-	check("ls /bin/busybox", "/bin/busybox")          // copied: without it there would be no shell
+	check("ls /bin/busybox", "/bin/busybox")            // copied: without it there would be no shell
 	check("stat -c %a /tmp; ls -A /tmp | wc -l", "755") // not even the mode of the image's folder
 	check("cat /book/page", "once")
 	check("echo x >/book/page", "Read-only")

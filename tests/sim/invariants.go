@@ -39,6 +39,7 @@ func (w *World) check(before, after *store.Snapshot, c *store.Command) {
 		w.ledger.note(w, before, after, c)
 	}
 	w.checkJobs(before, after, c)
+	w.checkRebalanced(before, c)
 	w.checkNodes(before, after, c)
 	w.checkContents(after)
 	w.checkHomes(before, after, c)

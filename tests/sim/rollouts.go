@@ -196,6 +196,25 @@ func (w *World) checkRoom(before *store.Snapshot, c *store.Command) {
 	}
 }
 
+// checkRebalanced: a task that moves leaves nothing behind, and only when another one
+// serves at its place.
+func (w *World) checkRebalanced(before *store.Snapshot, c *store.Command) {
+	if c.ApplyPlan == nil {
+		return
+	}
+	for _, p := range c.ApplyPlan.Parts {
+		for _, x := range p.Change {
+			if !strings.HasPrefix(x.Why, "it moves") {
+				continue
+			}
+			w.note("task %s has moved", x.Task)
+			if t := before.Task(x.Task); len(t.Volumes) > 0 || !w.another(before, t) {
+				w.failf("task %s moves: %s", x.Task, encode(t))
+			}
+		}
+	}
+}
+
 // checkNoneWaitsForRoom: at rest all have ended that others wait for.
 func (w *World) checkNoneWaitsForRoom() {
 	for _, t := range w.store.Snapshot().Tasks() {

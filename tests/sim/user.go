@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"wherry.dev/cluster/store"
+	"wherry.dev/reconciler"
 	"wherry.dev/spec"
 )
 
@@ -21,6 +22,11 @@ func (w *World) use() {
 		c.PutStack = &store.PutStack{Stack: w.stack(name, false), KeepOthers: w.chance(20)}
 	case n < 50:
 		c.RollbackStack = &store.RollbackStack{Stack: name, Service: []string{"", "", "web"}[w.rng.IntN(3)]}
+	case n < 53 && w.upgraded() && w.chance(60):
+		c.MoveTasks = &store.MoveTasks{}
+		for _, m := range reconciler.Rebalance(w.store.Snapshot(), "", 1+w.rng.IntN(5), w.clock()) {
+			c.MoveTasks.Tasks = append(c.MoveTasks.Tasks, m.Task)
+		}
 	case n < 55:
 		action := []store.SteerAction{store.SteerPause, store.SteerResume, store.SteerRestart, store.SteerRun, store.SteerPromote}[w.rng.IntN(5)]
 		c.SteerService = &store.SteerService{Stack: name, Service: []string{"web", "db", "solo", "sums", "migrate"}[w.rng.IntN(5)], Action: action}
@@ -208,6 +214,10 @@ func (w *World) stack(name string, good bool) spec.Stack {
 			agent.Ports = []spec.Port{{Target: 514, Protocol: "udp", Mode: spec.PublishIngress}}
 			s.Services["agent"] = agent
 		}
+	}
+	if w.chance(40) { // it may be anywhere, and move
+		n := 1 + w.rng.IntN(4)
+		s.Services["free"] = spec.ServiceSpec{Mode: spec.Replicated, Replicas: &n, Template: template(image(), "default")}
 	}
 	w.address(&s, image())
 	w.jobs(&s, image)
