@@ -15,6 +15,7 @@ build:
 
 # What a new machine lacks: the runtime, and what the tests and examples use.
 deps:
+	@[ -n "$$(ls /var/lib/apt/lists/*Packages* 2>/dev/null)" ] || $(SUDO) apt-get update -qq
 	@need=; for p in runc:runc nft:nftables iptables:iptables busybox:busybox-static docker-registry:docker-registry strace:strace ip:iproute2 curl:curl; do \
 	  command -v $${p%%:*} >/dev/null || [ -x /usr/sbin/$${p%%:*} ] || need="$$need $${p##*:}"; done; \
 	if [ -n "$$need" ]; then echo "installing$$need"; $(SUDO) apt-get update -qq && \

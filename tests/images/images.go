@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -44,6 +46,11 @@ type Config struct {
 	// Owners maps paths of files, folders and links to the user and group ID
 	// that own them.
 	Owners map[string]int
+	// Packages lie over the base, below files and all that is named here.
+	Packages *Packages
+	// Users of the image besides root and nobody, "NAME:UID:HOME"; each has a
+	// group of its name.
+	Users []string
 	// Omit lists folders of the base that are left out, such as "dev".
 	Omit []string
 	// Docker makes an archive as `docker save` writes it instead of an OCI layout.
@@ -150,8 +157,28 @@ func busyboxLayer(files map[string]string, c Config) ([]byte, error) {
 			link("bin/"+a, "busybox")
 		}
 	}
-	file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"))
-	file("etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
+	if c.Packages != nil {
+		packages, err := c.Packages.entries()
+		if err != nil {
+			return nil, err
+		}
+		for p, e := range packages {
+			if _, ok := entries[p]; !ok || e.header.Typeflag != tar.TypeDir {
+				entries[p] = e
+			}
+		}
+	}
+	users, groups := "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", "root:x:0:\nnogroup:x:65534:\n"
+	for _, u := range c.Users {
+		parts := strings.Split(u, ":")
+		if len(parts) != 3 {
+			return nil, fmt.Errorf("user %q: want NAME:UID:HOME", u)
+		}
+		users += fmt.Sprintf("%[1]s:x:%[2]s:%[2]s::%[3]s:/bin/sh\n", parts[0], parts[1], parts[2])
+		groups += fmt.Sprintf("%s:x:%s:\n", parts[0], parts[1])
+	}
+	file("etc/passwd", 0o644, []byte(users))
+	file("etc/group", 0o644, []byte(groups))
 	for p, mode := range c.Dirs {
 		dir(rel(p), mode)
 	}
@@ -178,7 +205,10 @@ func busyboxLayer(files map[string]string, c Config) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return buf.Bytes(), w.Close()
+	if err := w.Close(); err != nil { // writes the end
+		return nil, err
+	}
+	return buf.Bytes(), nil
 }
 
 func rel(p string) string { return strings.TrimPrefix(path.Clean("/"+p), "/") }
@@ -247,15 +277,52 @@ func ociLayout(name string, config, layer []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := describe(typeManifest, manifest)
-	d.Annotations = map[string]string{"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
-	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": typeIndex, "manifests": []descriptor{d}})
+	index, err := ociIndex([]string{name}, describe(typeManifest, manifest))
 	if err != nil {
 		return nil, err
 	}
 	files := map[string][]byte{"oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`), "index.json": index}
 	for _, b := range [][]byte{manifest, config, layer} {
 		files["blobs/sha256/"+strings.TrimPrefix(sum(b), "sha256:")] = b
+	}
+	return archive(files)
+}
+
+// ociIndex names one image several times.
+func ociIndex(names []string, image descriptor) ([]byte, error) {
+	var all []descriptor
+	for _, n := range names {
+		d := image
+		d.Annotations = map[string]string{"io.containerd.image.name": n, "org.opencontainers.image.ref.name": n}
+		all = append(all, d)
+	}
+	return json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": typeIndex, "manifests": all})
+}
+
+// Named returns an archive that Busybox made, with other names of its image.
+func Named(image []byte, names ...string) ([]byte, error) {
+	r, files := tar.NewReader(bytes.NewReader(image)), map[string][]byte{}
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("name image: %w", err)
+		}
+		if files[h.Name], err = io.ReadAll(r); err != nil {
+			return nil, fmt.Errorf("name image: %w", err)
+		}
+	}
+	var index struct {
+		Manifests []descriptor `json:"manifests"`
+	}
+	if err := json.Unmarshal(files["index.json"], &index); err != nil || len(index.Manifests) == 0 {
+		return nil, fmt.Errorf("name image: its index names none: %w", err)
+	}
+	var err error
+	if files["index.json"], err = ociIndex(names, index.Manifests[0]); err != nil {
+		return nil, err
 	}
 	return archive(files)
 }
@@ -277,5 +344,8 @@ func archive(files map[string][]byte) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return buf.Bytes(), w.Close()
+	if err := w.Close(); err != nil { // writes the end
+		return nil, err
+	}
+	return buf.Bytes(), nil
 }

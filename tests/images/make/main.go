@@ -1,5 +1,5 @@
 // Command make writes the images of the examples and of the tests as OCI
-// archives.
+// archives, and the program of the image serve.
 package main
 
 import (
@@ -41,7 +41,18 @@ func run(dir string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "serve.tar"), b, 0o644)
+	if err := os.WriteFile(filepath.Join(dir, "serve.tar"), b, 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "serve"), []byte(program), 0o755); err != nil {
+		return err
+	}
+	for _, name := range images.Servers() {
+		if err := images.WriteServer(dir, filepath.Join(dir, "..", "debs"), name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // build returns a program of this module, which needs nothing but a kernel.
