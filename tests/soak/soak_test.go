@@ -67,3 +67,12 @@ func TestSimulation(t *testing.T) {
 	run(t, "tests/sim", ".", "SIM_SEEDS=10000")
 	record(t, "simulation", "seeds 1-10000", "no violation")
 }
+
+// TestPublicStacks: all public stacks, not some of them.
+func TestPublicStacks(t *testing.T) {
+	out := run(t, "tests/e2e", "^TestPublicStacks$", "STACKS=20")
+	if n := strings.Count(out, "--- PASS: TestPublicStacks/"); n != 20 {
+		t.Fatalf("%d stacks ran, want 20:\n%s", n, out)
+	}
+	record(t, "public stacks", "20", "up, well, reached, changed, changed back, removed, nothing left")
+}
