@@ -110,6 +110,12 @@ var publicStacks = []publicStack{
 		change: look{url: ":80/"}.became("served by httpd", "closed"), changed: []string{"proxy"},
 	},
 	{
+		name: "drupal-data", servers: map[string]string{"postgres:14": "postgres"}, apps: map[string]app{"custom-drupal": {port: 80}},
+		once:   []look{psql("postgres", "postgres", "postgres", "mypasswd", "postgres", makeRow, "INSERT 0 1")},
+		looks:  []look{psql("postgres", "postgres", "postgres", "mypasswd", "postgres", askRow, "kept"), {url: ":8080/", want: "early 1"}},
+		change: psql("postgres", "postgres", "postgres", "mypasswd", "postgres", "SHOW max_connections", "").became("100", "77"), changed: []string{"postgres"},
+	},
+	{
 		name: "wordpress", servers: map[string]string{"mariadb:10.6.4-focal": "mariadb"}, apps: map[string]app{"wordpress:latest": {port: 80}},
 		once:   []look{mysql("db", "db", "wordpress", "wordpress", "wordpress", makeRow+askRow, "kept")},
 		looks:  []look{open("wordpress", "db", 3306), mysql("db", "db", "wordpress", "wordpress", "wordpress", askRow, "kept")},
@@ -234,12 +240,6 @@ var publicStacks = []publicStack{
 		once:   []look{psql("postgres", "postgres", "postgres", "mypasswd", "postgres", makeRow, "INSERT 0 1"), {service: "drupal", line: "echo kept >/var/www/html/sites/one; echo done", want: "done"}},
 		looks:  []look{psql("postgres", "postgres", "postgres", "mypasswd", "postgres", askRow, "kept"), {service: "drupal", line: "cat /var/www/html/sites/one", want: "kept"}},
 		change: look{url: ":8080/"}.became("early 1", "early 2"), changed: []string{"drupal"},
-	},
-	{
-		name: "drupal-data", servers: map[string]string{"postgres:14": "postgres"}, apps: map[string]app{"custom-drupal": {port: 80}},
-		once:   []look{psql("postgres", "postgres", "postgres", "mypasswd", "postgres", makeRow, "INSERT 0 1")},
-		looks:  []look{psql("postgres", "postgres", "postgres", "mypasswd", "postgres", askRow, "kept"), {url: ":8080/", want: "early 1"}},
-		change: psql("postgres", "postgres", "postgres", "mypasswd", "postgres", "SHOW max_connections", "").became("100", "77"), changed: []string{"postgres"},
 	},
 	{
 		name: "nextcloud", servers: map[string]string{"postgres:alpine": "postgres"}, apps: map[string]app{"nextcloud:apache": {port: 80}},
@@ -373,12 +373,7 @@ func (s publicStack) run(t *testing.T, l *lab.Lab, h *lab.Host) {
 	if left := h.Must("volume", "ls", "--format", "{{.name}}"); strings.TrimSpace(left) != "" {
 		t.Errorf("volumes after the removal:\n%s", left)
 	}
-	lab.Eventually(t, soon, "nothing of the stack is left", func() error {
-		if left := before.Diff(hostCensus(l, h)); len(left) > 0 {
-			return fmt.Errorf("left:\n%s", strings.Join(left, "\n"))
-		}
-		return nil
-	})
+	lab.Eventually(t, soon, "nothing of the stack is left", func() error { return nothingSince(before, l, h) })
 }
 
 // well fails unless all tasks run, and are healthy where they have a check.
@@ -449,4 +444,12 @@ func hostCensus(l *lab.Lab, h *lab.Host) lab.Census {
 		}
 	}
 	return c
+}
+
+// nothingSince is an error that lists what is there and was not before.
+func nothingSince(before lab.Census, l *lab.Lab, h *lab.Host) error {
+	if left := before.Diff(hostCensus(l, h)); len(left) > 0 {
+		return fmt.Errorf("left:\n%s", strings.Join(left, "\n"))
+	}
+	return nil
 }
