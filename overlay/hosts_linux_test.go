@@ -558,9 +558,7 @@ func TestOnlyMembersGetIn(t *testing.T) {
 				reached(one, "[fd20:ce::253]:80", "host 2 fd00::11")
 				closed = append(closed, "[fd20:ce::254]:80")
 			}
-			for _, addr := range closed {
-				f.dropped(one, "tcp", addr)
-			}
+			f.dropped(one, "tcp", closed...)
 			p := newTap(t, "sw2")
 			if err := at(one, func() error {
 				c, err := net.Dial("udp", net.JoinHostPort(seen(away), strconv.Itoa(spec.VXLANPort)))
@@ -726,6 +724,9 @@ func TestUnderlayIsFollowed(t *testing.T) {
 func TestForeignTunnelIsNamed(t *testing.T) {
 	f := newFleet(t, 2, false)
 	m := f.members[0]
+	m.quit(false)
+	m.Resync = 300 * time.Millisecond
+	m.start()
 	f.task(0, "1-10", "10.9.1.2")
 	f.task(1, "1-20", "10.9.1.3")
 	f.clock++

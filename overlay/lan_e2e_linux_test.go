@@ -105,7 +105,7 @@ func TestLANMoves(t *testing.T) {
 	f.set()
 	f.attachAll()
 	f.serve(f.tasks[0].ns, "tcp", "0.0.0.0:80", "here")
-	for i := range 6 {
+	for i := range 4 {
 		from, to := f.members[i%2], f.members[(i+1)%2]
 		f.within(5*time.Second, "it is reached", func() error { _, err := f.ask(outside.ns, "tcp", "198.18.0.130:80"); return err })
 		old := f.tasks[0]

@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"wherry.dev/spec"
 )
 
@@ -273,7 +276,33 @@ func (f *fleet) join(number uint32) *member {
 	m.sh(fmt.Sprintf("ip link set lo up; ip link set up0 addrgenmode none; ip addr add %s/%d dev up0 %s; ip link set up0 up", addr, bits, map[bool]string{true: "nodad"}[f.v6]))
 	m.sh(fmt.Sprintf("ip addr add 2001:db8::%x/64 dev up0 nodad; ip addr add fe80::%x/64 dev up0 nodad", 10+number, 10+number))
 	sh(f.t, "ip link show dev "+port+"; ip link show dev sw0") // they carry packets now, see settle
+	settle6(f.t, ns, "up0", fmt.Sprintf("2001:db8::%x", 10+number), fmt.Sprintf("fe80::%x", 10+number))
 	return m
+}
+
+// settle6 waits until a link takes packets for its new IPv6 addresses, see
+// settleAddrs: an answer that comes before is lost, and a second with it.
+func settle6(t *testing.T, ns, link string, addrs ...string) {
+	t.Helper()
+	if err := at(ns, func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		l, err := h.LinkByName(link)
+		if err != nil {
+			return err
+		}
+		var list []Addr
+		for _, a := range addrs {
+			list = append(list, Addr{LinkID{Name: link}, a + "/64"})
+		}
+		settleAddrs(list, func(LinkID) (*netlink.Handle, netlink.Link, error) { return h, l, nil })
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (m *member) underlay() string { return m.Underlay.Addr().String() }
