@@ -89,6 +89,8 @@ type Host struct {
 	change   uint64               // counts changes of what is wanted
 	docs     uint64               // counts changes of nets
 	at       uint64               // change that the kernel was brought to
+	tried    uint64               // change for which a pass has done what it could
+	owed     map[string]bool      // operations that it could not do
 	unsaved  bool                 // nets has changed since it was written to the run folder
 	mtu      int                  // of the underlay, as it was last seen
 	status   Status
@@ -436,7 +438,7 @@ func (h *Host) converge(full bool) {
 	h.passMu.Lock()
 	defer h.passMu.Unlock()
 	h.mu.Lock()
-	repair := h.change == h.at
+	repair := h.change == h.tried
 	h.mu.Unlock()
 	var flows []Op
 	for range maxPasses {
@@ -543,12 +545,17 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	if repair {
 		level, message = slog.LevelInfo, "repaired the network"
 	}
-	logged := 0
+	logged, repairs := 0, uint64(0)
+	owed := map[string]bool{}
 	for i, o := range ops {
 		if errs[i] != nil {
 			failed++
+			owed[o.String()] = true
 			problems = append(problems, in.blame(o, errs[i])...)
 			continue
+		}
+		if !h.owed[o.String()] {
+			repairs++
 		}
 		if logged++; logged <= maxLogged {
 			h.log.Log(context.Background(), level, message, "op", o)
@@ -557,11 +564,12 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 	if logged > maxLogged {
 		h.log.Log(context.Background(), level, message, "op", fmt.Sprintf("and %d more", logged-maxLogged))
 	}
+	h.mu.Lock()
 	if repair {
-		h.mu.Lock()
-		h.status.Repairs += uint64(len(ops) - failed)
-		h.mu.Unlock()
+		h.status.Repairs += repairs
 	}
+	h.tried, h.owed = change, owed
+	h.mu.Unlock()
 	h.finish(change, in, refused, problems)
 	return ops, failed
 }

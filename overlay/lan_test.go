@@ -136,6 +136,13 @@ func TestLANHost(t *testing.T) {
 		if got := b.k.st.Links[LinkID{"1-10", "eth0"}]; got.Kind != kindMacvlan || got.Parent != "eth0.7" {
 			t.Errorf("eth0 of the task is %s", got)
 		}
+		// That one network has a problem does not keep repairs from being counted.
+		b.k.damage(func(s State) { s.dropLinks(func(l LinkID) bool { return l.Name == "wbr-1-3" }) }, false)
+		before := b.Status().Repairs
+		time.Sleep(4 * time.Second)
+		if n := b.Status().Repairs - before; n == 0 {
+			t.Error("the bridge came back, and no repair is counted")
+		}
 		if list, err := b.Gateways("1-1"); err != nil || len(list) > 0 {
 			t.Errorf("gateways %v, %v", list, err)
 		}
