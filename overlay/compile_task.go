@@ -2,8 +2,10 @@ package overlay
 
 import (
 	"cmp"
+	"errors"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -128,4 +130,28 @@ func (n network) ends(t Table, six bool) {
 			t.Sets[setEnds][a.String()] = ""
 		}
 	}
+}
+
+// withoutIPv6 returns the devices of tasks to which the kernel gave no IPv6
+// address or route: a privileged task has switched it off there, which is its own
+// affair.
+func withoutIPv6(ops []Op, errs []error) map[LinkID]bool {
+	out := map[LinkID]bool{}
+	for i, o := range ops {
+		if l, six := ofIPv6(o); six && l.NS != "" && errors.Is(errs[i], os.ErrPermission) {
+			out[l] = true
+		}
+	}
+	return out
+}
+
+// ofIPv6 returns the link of an IPv6 address or route.
+func ofIPv6(o Op) (l LinkID, six bool) {
+	switch x := o.Object.(type) {
+	case Addr:
+		return x.Link, strings.Contains(x.IP, ":")
+	case Route:
+		return x.Link, strings.Contains(x.Dst, ":")
+	}
+	return l, false
 }

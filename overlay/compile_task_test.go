@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -250,4 +252,17 @@ func TestHostAttachDuringChange(t *testing.T) {
 			t.Errorf("target %q, %d repairs", got, b.Status().Repairs)
 		}
 	})
+}
+
+func TestWithoutIPv6(t *testing.T) {
+	inside, other, host := LinkID{"1-10", "eth0"}, LinkID{"1-11", "eth0"}, LinkID{Name: "wbr-1-1"}
+	denied := &os.SyscallError{Syscall: "sendto", Err: syscall.EACCES}
+	ops := []Op{
+		{Add, Addr{inside, "fd00::2/64"}}, {Add, Route{Link: inside, Dst: "::/0", Via: "fd00::1"}},
+		{Add, Addr{other, "10.9.1.2/24"}}, {Add, Addr{other, "fd00::3/64"}}, {Add, Addr{host, "fd00::1/64"}},
+	}
+	errs := []error{denied, syscall.EHOSTUNREACH, denied, syscall.EINVAL, denied}
+	if got, want := withoutIPv6(ops, errs), map[LinkID]bool{inside: true}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
 }

@@ -55,6 +55,7 @@ const (
 
 // world is a host under test and what is around it.
 type world struct {
+	resync time.Duration // 0 is the default
 	t      *testing.T
 	runDir string
 	others *namespaces // of the client
@@ -245,7 +246,7 @@ func newWorld(t *testing.T, bridgeNF string) *world {
 // start runs a new Host over whatever is there, as a daemon that starts.
 func (w *world) start() {
 	w.ops = &opLog{}
-	w.host = New(Config{Node: "00c0ffee00000001", RunDir: w.runDir, DNS: w.dns, Logger: slog.New(w.ops)})
+	w.host = New(Config{Node: "00c0ffee00000001", RunDir: w.runDir, DNS: w.dns, Resync: w.resync, Logger: slog.New(w.ops)})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.host.Run(ctx) }()

@@ -546,11 +546,14 @@ func (h *Host) pass(full, repair bool, again []Op) (ops []Op, failed int) {
 		level, message = slog.LevelInfo, "repaired the network"
 	}
 	logged, repairs := 0, uint64(0)
-	owed := map[string]bool{}
+	owed, off := map[string]bool{}, withoutIPv6(ops, errs)
 	for i, o := range ops {
 		if errs[i] != nil {
 			failed++
 			owed[o.String()] = true
+			if l, six := ofIPv6(o); six && off[l] {
+				continue
+			}
 			problems = append(problems, in.blame(o, errs[i])...)
 			continue
 		}

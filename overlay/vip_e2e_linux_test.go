@@ -405,6 +405,9 @@ func testRepairInside(t *testing.T, six bool) {
 	w.six = six
 	damages := strings.NewReplacer()
 	if six {
+		w.stop()
+		w.resync = 300 * time.Millisecond // as long as it is shows the other run
+		w.start()
 		damages = strings.NewReplacer("vip1 ", "vip6_1 ", "vips ", "vips6 ", "wherry vip\n", "wherry vip6\n", "left ", "left6 ", "ip route", "ip -6 route")
 	}
 	a := w.network("1-1", "10.9.1.0/24", "10.9.1.1", false)
@@ -442,6 +445,20 @@ func testRepairInside(t *testing.T, six bool) {
 	w.host.converge(true)
 	if out := w.inside(one, "nft list tables"); !strings.Contains(out, "inet own") {
 		t.Errorf("tables: %s", out)
+	}
+	if six { // A privileged task may do without IPv6: that is no trouble of the host's.
+		w.inside(one, "echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+		w.host.converge(true)
+		if errs := w.host.Status().Errors; len(errs) > 0 || w.stateText() == good {
+			t.Errorf("a task without IPv6: %q", errs)
+		}
+		w.inside(one, "echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+		w.eventually("it has IPv6 again", func() error {
+			if diff := cmp.Diff(good, w.stateText()); diff != "" {
+				return errors.New(diff)
+			}
+			return nil
+		})
 	}
 	// A link that is taken away comes back with its tables.
 	sh(t, "ip link del w1-10-0")
