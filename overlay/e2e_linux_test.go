@@ -888,6 +888,21 @@ func testRestartChangesNothing(t *testing.T, six bool) {
 		t.Errorf("the restart changed the kernel:\n%s", diff)
 	}
 	w.want(w.client(), "tcp", hostIP+":8080", "one "+clientIP)
+
+	// What is flushed while no daemon runs is put back by the next one.
+	w.stop()
+	sh(t, "nft flush ruleset")
+	w.dropped(w.client(), "tcp", hostIP+":8080")
+	w.start()
+	w.set()
+	for _, s := range boxes {
+		w.attach(s)
+	}
+	w.host.converge(true)
+	if diff := cmp.Diff(before, kernelText(t)); diff != "" {
+		t.Errorf("after a flush without a daemon:\n%s", diff)
+	}
+	w.want(w.client(), "tcp", hostIP+":8080", "one "+clientIP)
 }
 
 func TestRemovalLeavesNothing(t *testing.T) { bothFamilies(t, testRemovalLeavesNothing) }
