@@ -94,7 +94,7 @@ func taskMessage(t api.TaskInfo) string {
 		parts = append(parts, "canary")
 	}
 	if t.Error != "" {
-		parts = append(parts, t.Error)
+		parts = append(parts, t.Error+lastLine(t))
 	}
 	if n := len(t.Attempts); n > 0 && t.State != spec.TaskStopped && t.Error == "" {
 		parts = append(parts, attemptText(t.Attempts[n-1]))
@@ -105,6 +105,18 @@ func taskMessage(t api.TaskInfo) string {
 		}
 	}
 	return strings.Join(parts, "; ")
+}
+
+// lastLine is the last one that a task wrote before its present reason.
+func lastLine(t api.TaskInfo) string {
+	n := len(t.Attempts)
+	if n == 0 || t.Status.PID != 0 || t.State != spec.TaskFailed && t.State != spec.TaskRunning {
+		return ""
+	}
+	if l := t.Attempts[n-1].LastLog; len(l) > 0 {
+		return ": " + strings.TrimSpace(l[len(l)-1])
+	}
+	return ""
 }
 
 func attemptText(at spec.Attempt) string {
