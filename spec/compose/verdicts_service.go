@@ -76,7 +76,7 @@ var serviceRows = []row{
 	{path: "services.*.extra_hosts", note: "lines of /etc/hosts, IPv4 and IPv6; host-gateway is the node, as seen from the first network", subtree: true},
 	{path: "services.*.ports", note: "short, long and ranges; tcp and udp; without published one of 30000-32767, with a range for one target one of that"},
 	{path: "services.*.ports.[].target"},
-	{path: "services.*.ports.[].published", note: "one port; a range for one target is not built yet"},
+	{path: "services.*.ports.[].published", note: "one port, or a range for one target, of which a free one is chosen"},
 	{path: "services.*.ports.[].protocol"},
 	{path: "services.*.ports.[].host_ip", note: "IPv4 or IPv6, never widened: 0.0.0.0 and :: are all addresses of their family. An IPv6 address needs enable_ipv6 on the first network that is not internal; ::1 has no effect"},
 	{path: "services.*.ports.[].mode", note: "ingress (the default): on every node; host: on the nodes of the tasks"},
