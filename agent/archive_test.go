@@ -83,7 +83,6 @@ func TestArchiveKeepsEverything(t *testing.T) {
 	sock, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	must(t, err)
 	defer unix.Close(sock)
-	want := listing(t, from)
 	must(t, unix.Bind(sock, &unix.SockaddrUnix{Name: at("d/empty/s")})) // is left out
 	must(t, os.Chtimes(at("d/empty"), old, old))
 
@@ -94,7 +93,7 @@ func TestArchiveKeepsEverything(t *testing.T) {
 	fix := func(dir string) { must(t, os.Chtimes(filepath.Join(dir, "d/empty"), old, old)) }
 	fix(from)
 	fix(to)
-	if want = listing(t, from); listing(t, to) != want {
+	if want := listing(t, from); listing(t, to) != want {
 		t.Errorf("got\n%s\nwant\n%s", listing(t, to), want)
 	}
 
