@@ -29,8 +29,8 @@ func TestVolumesExample(t *testing.T) {
 			t.Errorf("%s: %q, want %q", line, got, want)
 		}
 	}
-	check("stat -f -c %T /run; stat -c %a /run; grep ' /run ' /proc/mounts", "size=1024k")
-	check("stat -c %a /run", "1777")
+	check("grep ' /mem ' /proc/mounts", "size=1024k")
+	check("stat -c %a /mem", "1777")
 	check("ls /bin/busybox", "/bin/busybox")            // copied: without it there would be no shell
 	check("stat -c %a /tmp; ls -A /tmp | wc -l", "755") // not even the mode of the image's folder
 	check("cat /book/page", "once")
@@ -39,7 +39,7 @@ func TestVolumesExample(t *testing.T) {
 	check("echo x >/notes.txt", "Read-only")
 	check("stat -c '%a %u' /cache; grep ' /cache ' /proc/mounts", "770 7")
 	check("grep ' /cache ' /proc/mounts", "size=4096k")
-	sh("for d in data shared cache host run var/own; do echo $d >/$d/mine; done")
+	sh("for d in data shared cache host mem var/own; do echo $d >/$d/mine; done")
 	if b, err := os.ReadFile("/var/tmp/wherry-example/mine"); string(b) != "host\n" || err != nil {
 		t.Errorf("%q, %v", b, err)
 	}
@@ -47,7 +47,7 @@ func TestVolumesExample(t *testing.T) {
 	// The next task of the slot has all but what was in memory alone.
 	h.Must("service", "restart", "volumes/app")
 	check("cat /data/mine /shared/mine /host/mine /var/own/mine /seed/first", "data\nshared\nhost\nvar/own\nfrom the seed\nmore")
-	check("cat /run/mine", "No such file")
+	check("cat /mem/mine", "No such file")
 	check("wc -l </data/started", "2")
 	list := h.Must("volume", "ls", "--size")
 	for _, want := range []string{"volumes_data ", "volumes_shared ", "volumes/app,volumes/librarian", "in use"} {
