@@ -51,7 +51,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	resync := time.NewTicker(a.c.Resync)
 	defer resync.Stop()
-	p := &pass{a: a, file: file, memories: memories}
+	p := &pass{a: a, file: file, memories: memories, fetches: fetches{a: a, cancel: map[spec.RevisionID]context.CancelFunc{}}}
 	for {
 		start := time.Now()
 		next := p.run(ctx)
@@ -158,6 +158,7 @@ type pass struct {
 	given       *spec.Wanted // last one given to the workers
 	incarnation uint64       // of given
 	failing     bool         // the last look failed
+	fetches     fetches
 }
 
 // run brings the workers up to date once: first with what is wanted, then with
@@ -217,6 +218,7 @@ func (p *pass) run(ctx context.Context) time.Duration {
 func (p *pass) dispatch(ctx context.Context, w *spec.Wanted) {
 	a := p.a
 	p.orderStops(w)
+	p.fetches.set(ctx, w)
 	wanted := map[spec.TaskID]bool{}
 	heads := p.a.heads(w)
 	for i := range w.Tasks {

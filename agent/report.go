@@ -36,6 +36,10 @@ type reporter struct {
 	moved map[spec.VolumeID]spec.VolumeFetched // :: not acknowledged yet
 	ports *[]spec.PortStatus                   // not acknowledged yet
 	told  *[]spec.PortStatus                   // the ports that were given last
+	// images are what became of those that are to be had before their tasks; nil
+	// before the first. untold is that list as long as it is not acknowledged.
+	images []spec.FetchStatus
+	untold *[]spec.FetchStatus
 }
 
 func newReporter(node spec.NodeID, m Manager, log *slog.Logger) *reporter {
@@ -89,11 +93,15 @@ func (r *reporter) publish(ports []spec.PortStatus) {
 	}
 }
 
-// publishAgain reports the ports once more: to managers who may have forgotten
+// publishAgain reports the ports and images once more: to managers who may have forgotten
 // them.
 func (r *reporter) publishAgain() {
 	r.mu.Lock()
 	r.ports = r.told
+	if r.images != nil {
+		images := r.images
+		r.untold = &images
+	}
 	r.mu.Unlock()
 	poke(r.wake)
 }
@@ -102,7 +110,7 @@ func (r *reporter) publishAgain() {
 func (r *reporter) take() (spec.Report, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := spec.Report{Node: r.node, Info: r.info, VolumesRemoved: slices.Sorted(maps.Keys(r.gone)), Ports: r.ports}
+	out := spec.Report{Node: r.node, Info: r.info, VolumesRemoved: slices.Sorted(maps.Keys(r.gone)), Ports: r.ports, Fetched: r.untold}
 	for id, s := range r.tasks {
 		out.Tasks = append(out.Tasks, spec.TaskReport{Task: id, Status: s})
 	}
@@ -110,11 +118,11 @@ func (r *reporter) take() (spec.Report, bool) {
 		out.VolumesFetched = append(out.VolumesFetched, r.moved[id])
 	}
 	slices.SortFunc(out.Tasks, func(a, b spec.TaskReport) int { return cmp.Compare(a.Task, b.Task) })
-	r.info, r.ports = nil, nil
+	r.info, r.ports, r.untold = nil, nil, nil
 	clear(r.tasks)
 	clear(r.gone)
 	clear(r.moved)
-	return out, out.Info != nil || out.Ports != nil || len(out.Tasks)+len(out.VolumesRemoved)+len(out.VolumesFetched) > 0
+	return out, out.Info != nil || out.Ports != nil || out.Fetched != nil || len(out.Tasks)+len(out.VolumesRemoved)+len(out.VolumesFetched) > 0
 }
 
 // putBack returns what was not acknowledged, unless something newer came.
@@ -126,6 +134,9 @@ func (r *reporter) putBack(p spec.Report) {
 	}
 	if r.ports == nil {
 		r.ports = p.Ports
+	}
+	if r.untold == nil {
+		r.untold = p.Fetched
 	}
 	for _, t := range p.Tasks {
 		if _, newer := r.tasks[t.Task]; !newer {

@@ -45,6 +45,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //	content ID… | secret NAME ID | files TASK KEY=ID… | reads NODE | uses NODE ID    see data
 //	why STACK[/SERVICE[.PLACE]]
 //	moves MAX | rebalance MAX   what would make the nodes more even; do it
+//	fetched NODE [STACK SERVICE done|PROBLEM]    the node tells what became of the image of a service
 //	status STACK | preview FILE|rm STACK|scale STACK SERVICE N | wanted NODE | networks NODE | used | tasks
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
@@ -229,6 +230,16 @@ func (c *cluster) do(line string) {
 	case "crash":
 		n, _ := strconv.Atoi(f[2])
 		c.crash(f[1], n)
+	case "fetched":
+		list := []spec.FetchStatus{}
+		if len(f) > 2 {
+			s := spec.FetchStatus{Revision: c.store.Snapshot().Service(f[2], f[3]).Revision, Done: f[4] == "done"}
+			if !s.Done {
+				s.Problem, s.Never = strings.Join(f[4:], " "), true
+			}
+			list = append(list, s)
+		}
+		c.must(store.Command{Reports: &store.Reports{Reports: []spec.Report{{Node: nodeID(f[1]), Fetched: &list}}}})
 	case "drain", "pause", "activate":
 		a := map[string]spec.Availability{"drain": spec.NodeDrain, "pause": spec.NodePaused, "activate": spec.NodeActive}[f[0]]
 		c.must(store.Command{SetNode: &store.SetNode{ID: nodeID(f[1]), Availability: &a, StopPinned: len(f) > 2}})
@@ -512,6 +523,9 @@ func (c *cluster) printPlan(p *spec.Plan) {
 			if s.VIPs != nil {
 				c.printf("  vips %s\n", vipLine(*s.VIPs))
 			}
+			if s.Fetch != nil {
+				c.printf("  fetch on %v\n", *s.Fetch)
+			}
 			if s.Update != nil {
 				c.printf("  update %s %s\n", s.Update.State, s.Update.Message)
 			}
@@ -609,6 +623,9 @@ func (c *cluster) printWanted(node string) {
 	}
 	for _, id := range slices.Sorted(maps.Keys(w.Revisions)) {
 		c.printf("  revision of %s\n", w.Revisions[id].Image)
+	}
+	for _, id := range w.Fetch {
+		c.printf("  fetch %s\n", w.Revisions[id].Image)
 	}
 	for _, v := range w.Volumes {
 		c.printf("  volume %s %s\n", v.ID, v.Name)

@@ -384,7 +384,8 @@ func (s *pass) update() {
 			s.wake(s.now)
 			break
 		}
-		i := slices.IndexFunc(may, s.replace)
+		// No more places wait for images than may be replaced.
+		i := slices.IndexFunc(may, func(pl *place) bool { return s.awaiting < size && s.replace(pl) })
 		if i < 0 {
 			break
 		}
@@ -402,7 +403,7 @@ func (s *pass) update() {
 	}
 	s.noteBatch()
 	for _, pl := range todo {
-		pl.blocked = "" // something is under way
+		pl.blocked, pl.waits = "", "" // something is under way
 	}
 }
 
@@ -499,6 +500,9 @@ func (s *pass) replace(pl *place) bool {
 		if s.pinned(pl, old) {
 			return !slices.Contains(pl.live, old) // it was ended nevertheless
 		}
+		if s.holdForImage(pl, old) {
+			return false
+		}
 		s.end(pl, old, spec.DesiredStopped, why)
 		if len(pl.ending) == 1 && s.stopFirst(old) {
 			return true // its successor follows when it is over
@@ -509,6 +513,9 @@ func (s *pass) replace(pl *place) bool {
 	if reason := s.room(pl); reason != "" {
 		if s.pinned(pl, old) {
 			return !slices.Contains(pl.live, old) // it was ended nevertheless
+		}
+		if s.holdForImage(pl, old) {
+			return false
 		}
 		s.end(pl, old, spec.DesiredStopped, why+"; there is no room for both at once")
 		s.startIn(pl)

@@ -29,6 +29,11 @@ type pass struct {
 	asWanted bool
 	failure  *failure
 	policy   policy
+	// fetch are the nodes that are to have the image of the new revision before the
+	// tasks of the old one stop.
+	fetch []spec.NodeID
+	// awaiting counts the places that wait for that.
+	awaiting int
 	// made counts the tasks that are to be created.
 	made int
 }
@@ -48,8 +53,8 @@ type place struct {
 	unsure []*spec.Task
 	// fresh is the task that this plan adds.
 	fresh *spec.Task
-	// blocked says why an update cannot go on here.
-	blocked string
+	// blocked says why an update cannot go on here, waits what it waits for.
+	blocked, waits string
 }
 
 // newPass looks at a service that has the given published ports.

@@ -40,6 +40,9 @@ func (s *pass) beginUpdate() {
 		s.up.Canary = s.firstCanary()
 	}
 	s.promotedByUser()
+	if s.updating && s.up.To == s.svc.Update.To {
+		s.fetch = slices.Clone(s.svc.Fetch)
+	}
 }
 
 // rollouts reports whether the state has room for the progress of updates.
@@ -77,6 +80,10 @@ func (s *pass) judgeUpdate() {
 		}
 		return
 	}
+	if why := s.neverFetched(); why != "" && !s.halted() {
+		s.failure = &failure{why: why}
+		return
+	}
 	if at := s.deadline(); at.IsZero() || s.now.Before(at) || s.done() > s.up.Done {
 		return
 	}
@@ -105,6 +112,11 @@ func (s *pass) whyStuck(pl *place) string {
 	case s.replaceable(pl):
 		if why := s.roomWithout(pl, pl.live[0]); why != "" {
 			return s.cannotReplace(pl, why)
+		}
+		if s.stopFirst(pl.live[0]) {
+			if why, _ := s.awaitsImage(pl, pl.live[0]); why != "" {
+				return s.placeName(pl) + ": " + why
+			}
 		}
 	}
 	return cmp.Or(s.trouble(pl).message, s.placeName(pl)+" is not as it ought to be")
@@ -172,6 +184,9 @@ func (s *pass) rested() bool {
 		if !s.updating {
 			return true
 		}
+		if slices.ContainsFunc(s.places, func(pl *place) bool { n, _ := s.lost(pl); return n == 0 && s.busy(pl) }) {
+			return false // some of the last batch, where all go at once
+		}
 		s.up.Rests = s.now
 	}
 	if at := s.since(s.up.Rests).Add(s.policy.delay); s.now.Before(at) {
@@ -205,6 +220,7 @@ func (s *pass) settleUpdate() {
 	if next != s.svc.Update {
 		s.serviceChange().Update = &next
 	}
+	s.settleFetch(&next)
 	s.updates[s.svc.Key()] = next
 }
 
@@ -267,6 +283,11 @@ func (s *pass) updateState(next *spec.UpdateStatus) (spec.UpdateState, string) {
 	for _, pl := range s.places {
 		if pl.blocked != "" {
 			return spec.UpdateUpdating, s.cannotReplace(pl, pl.blocked)
+		}
+	}
+	for _, pl := range s.places {
+		if pl.waits != "" {
+			return spec.UpdateUpdating, s.placeName(pl) + " " + pl.waits
 		}
 	}
 	if next.Rollback != 0 {

@@ -52,6 +52,13 @@ func wantedTasks(s *store.Snapshot, node spec.NodeID) spec.Wanted {
 			}
 		}
 	}
+	for _, svc := range s.ServicesFetchedBy(node) {
+		if r := s.Revision(svc.Revision); r != nil {
+			w.Fetch = append(w.Fetch, svc.Revision)
+			w.Revisions[svc.Revision] = r.Template
+		}
+	}
+	slices.Sort(w.Fetch)
 	w.Services = wantedServices(s, &w)
 	slices.SortFunc(w.Volumes, func(a, b spec.Volume) int { return compareIDs(string(a.ID), string(b.ID)) })
 	for _, v := range s.RemovedVolumes() {

@@ -56,6 +56,9 @@ type Node struct {
 	// Ports are what became of the ports that the node is to publish, by
 	// network, port, protocol and address; nil as long as it has not told.
 	Ports *[]PortStatus `json:"ports,omitempty"` // agent
+	// Fetched are what became of the images that the node is to have before tasks
+	// of them; nil as long as it has not told, as nodes of older versions.
+	Fetched *[]FetchStatus `json:"fetched,omitempty"` // agent
 	// Version is the log index of the last write that was not a report.
 	Version uint64 `json:"version"` // apply
 }

@@ -115,7 +115,9 @@ type ServiceChange struct {
 	Ports []Port `json:"ports,omitempty"`
 	// VIPs, when they change: all that the service has from now on; an empty
 	// list that is not nil takes them away.
-	VIPs   *[]ServiceVIP `json:"vips,omitempty"`
+	VIPs *[]ServiceVIP `json:"vips,omitempty"`
+	// Fetch likewise.
+	Fetch  *[]NodeID     `json:"fetch,omitempty"`
 	Update *UpdateStatus `json:"update,omitempty"`
 }
 

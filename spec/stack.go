@@ -353,6 +353,9 @@ type Service struct {
 	VIPs []ServiceVIP `json:"vips,omitempty"` // reconciler
 	// Update is the progress of bringing tasks to Revision.
 	Update UpdateStatus `json:"update,omitzero"` // reconciler
+	// Fetch are nodes that are to have the image of Revision before the tasks stop
+	// that go before those which an update will place there; sorted.
+	Fetch []NodeID `json:"fetch,omitempty"` // reconciler
 	// Rollout is the log index of the write that called for the newest update: a
 	// changed declaration, a restart, or leave to go on with one that was paused.
 	Rollout uint64 `json:"rollout,omitempty"` // apply

@@ -40,6 +40,9 @@ type Wanted struct {
 	GiveVolumes  []VolumeTransfer `json:"give_volumes,omitempty"`
 	// KeepLogs are tasks that are over and whose logs are kept.
 	KeepLogs []TaskID `json:"keep_logs,omitempty"`
+	// Fetch are revisions, among Revisions, whose images are to be had although no
+	// task here is of them: one will be as soon as another is over. Sorted.
+	Fetch []RevisionID `json:"fetch,omitempty"`
 	// Networks that have a HostNetwork on this node; any other is to be removed.
 	Networks []NetworkID `json:"networks,omitempty"`
 }
@@ -198,6 +201,19 @@ type Report struct {
 	// changed or is told for the first time. nil is "as before", which an empty
 	// list is not.
 	Ports *[]PortStatus `json:"ports,omitempty"`
+	// Fetched is what became of all images of Wanted.Fetch, likewise.
+	Fetched *[]FetchStatus `json:"fetched,omitempty"`
+}
+
+// FetchStatus says what became of an image that a node is to have before a task
+// of it.
+type FetchStatus struct {
+	Revision RevisionID `json:"revision"`
+	// Done: it is there, and unpacked.
+	Done bool `json:"done,omitempty"`
+	// Problem says why it is not, Never that trying again will not help.
+	Problem string `json:"problem,omitempty"`
+	Never   bool   `json:"never,omitempty"`
 }
 
 // VolumeFetched says what became of a move to the node that tells.

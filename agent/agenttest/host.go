@@ -49,6 +49,7 @@ type Host struct {
 	info       *spec.NodeInfo
 	gone       []spec.VolumeID
 	ports      [][]spec.PortStatus
+	fetched    [][]spec.FetchStatus
 	calls      []string
 	starts     map[spec.TaskID]int
 	kills      map[spec.TaskID][]int
@@ -225,6 +226,9 @@ func (h *Host) Report(ctx context.Context, r spec.Report) error {
 	if r.Ports != nil {
 		h.ports = append(h.ports, slices.Clone(*r.Ports))
 	}
+	if r.Fetched != nil {
+		h.fetched = append(h.fetched, slices.Clone(*r.Fetched))
+	}
 	for _, t := range r.Tasks {
 		old := h.statuses[t.Task]
 		if old.State != "" && t.Status.State.Before(old.State) || old.State.Terminal() && old.State != t.Status.State {
@@ -350,6 +354,13 @@ func (h *Host) writeLogLocked(t spec.TaskID, text string) {
 	if err != nil {
 		h.faults = append(h.faults, err.Error())
 	}
+}
+
+// Fetched are the lists of images that were reported, in order.
+func (h *Host) Fetched() [][]spec.FetchStatus {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.fetched)
 }
 
 // Ports are the lists of ports that were reported, in order.

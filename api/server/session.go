@@ -289,6 +289,7 @@ func (s *Server) sessionReport(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if s.Store.Snapshot().Format() < store.RolloutFormat {
+		rep.Fetched = nil
 		for i := range rep.Tasks {
 			rep.Tasks[i].Status.HealthySince = time.Time{} // likewise
 		}

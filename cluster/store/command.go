@@ -35,7 +35,8 @@ import (
 //	   and Configs and what uses them, TaskStatus.Files
 //	   volumes: CreateVolume, MoveVolume, Volume.Move and Left
 //	   rollouts: RollbackStack, SteerService; policies of updates in ServiceSpec;
-//	   what became of updates and of revisions of stacks; TaskStatus.HealthySince
+//	   what became of updates and of revisions of stacks; TaskStatus.HealthySince;
+//	   Service.Fetch and Node.Fetched
 //	   placement: Placement.Priority and Preempt; MoveTasks and Task.MoveUntil
 //	   jobs: their modes, ServiceSpec.MaxConcurrent, Restart.Window without an end;
 //	   Dependency.Restart and DependencyCompleted
@@ -428,7 +429,7 @@ func (c *Command) NeedsFormat() int {
 			return newInTemplate(s) || hasPolicy(s) || isJob(s) || s.Placement.Priority != 0 || s.Placement.Preempt
 		}),
 		c.Reports != nil && slices.ContainsFunc(c.Reports.Reports, func(r spec.Report) bool {
-			return r.Info != nil && r.Info.Subnets+r.Info.Interfaces != "" || r.VolumesFetched != nil ||
+			return r.Info != nil && r.Info.Subnets+r.Info.Interfaces != "" || r.VolumesFetched != nil || r.Fetched != nil ||
 				slices.ContainsFunc(r.Tasks, func(t spec.TaskReport) bool { return !t.Status.HealthySince.IsZero() })
 		}):
 		return 4
@@ -505,7 +506,7 @@ func rollsOut(p *spec.Part) bool {
 	bare := func(u *spec.UpdateStatus) bool {
 		return *u == spec.UpdateStatus{State: u.State, Message: u.Message, Since: u.Since}
 	}
-	return p.Stack != nil || p.Rollback != nil || p.Service != nil && p.Service.Update != nil && !bare(p.Service.Update) ||
+	return p.Stack != nil || p.Rollback != nil || p.Service != nil && p.Service.Fetch != nil || p.Service != nil && p.Service.Update != nil && !bare(p.Service.Update) ||
 		slices.ContainsFunc(p.Create, func(t spec.Task) bool { return t.Restarts != 0 })
 }
 

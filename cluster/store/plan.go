@@ -243,6 +243,14 @@ func (w *part) changeService(p *spec.Part) error {
 	if c.Ports != nil {
 		next.Ports = c.Ports
 	}
+	if c.Fetch != nil {
+		if next.Fetch = *c.Fetch; len(next.Fetch) == 0 {
+			next.Fetch = nil
+		}
+		if len(slices.Compact(slices.Sorted(slices.Values(next.Fetch)))) != len(next.Fetch) {
+			return spec.Invalidf("service %s: a node is to fetch its image twice", next.Key())
+		}
+	}
 	if c.VIPs != nil {
 		next.VIPs = *c.VIPs
 		if len(next.VIPs) == 0 {

@@ -45,6 +45,7 @@ func (r *reporter) report(rep *spec.Report) {
 		put(r.reducer, &r.nodes, next)
 	}
 	r.reportPorts(rep)
+	r.reportFetched(rep)
 	for i := range rep.Tasks {
 		r.reportTask(rep.Node, &rep.Tasks[i])
 	}
@@ -66,6 +67,18 @@ func (r *reporter) reportPorts(rep *spec.Report) {
 	next := *node
 	ports := append([]spec.PortStatus{}, *rep.Ports...) // never nil, which would read back as "has not told"
 	next.Ports = &ports
+	put(r.reducer, &r.nodes, next)
+}
+
+// reportFetched likewise replaces what the node told of images.
+func (r *reporter) reportFetched(rep *spec.Report) {
+	node := r.nodes.get(r.txn, textKey(rep.Node))
+	if rep.Fetched == nil || node.Fetched != nil && slices.Equal(*node.Fetched, *rep.Fetched) {
+		return
+	}
+	next := *node
+	list := append([]spec.FetchStatus{}, *rep.Fetched...)
+	next.Fetched = &list
 	put(r.reducer, &r.nodes, next)
 }
 

@@ -45,7 +45,7 @@ const (
 	byName     = "name"     // networks, volumes, nodes: cluster-wide name
 	byStack    = "stack"    // networks, volumes: owning stack
 	byService  = "service"  // tasks: stack and service
-	byNode     = "node"     // tasks
+	byNode     = "node"     // tasks; services: nodes that are to fetch their images
 	byAddress  = "address"  // tasks: network and IP, of either family
 	byVolume   = "volume"   // tasks: volumes that are bound
 	byPort     = "port"     // services: published port and protocol
@@ -69,6 +69,7 @@ func newTables() *tables {
 				{name: byPort, values: portValues},
 				{name: byVIP, values: vipValues},
 				{name: byContent, values: liveValues},
+				{name: byNode, values: fetchValues},
 			}},
 		tasks: table[spec.Task]{name: "tasks",
 			key: func(t *spec.Task) []byte { return idKey(t.ID) },
@@ -223,6 +224,14 @@ func volumeRemovingValue(v *spec.Volume) [][]byte {
 		return one(movedVolume)
 	}
 	return nil
+}
+
+func fetchValues(s *spec.Service) [][]byte {
+	var values [][]byte
+	for _, n := range s.Fetch {
+		values = append(values, textsKey(string(n)))
+	}
+	return values
 }
 
 func portValues(s *spec.Service) [][]byte {

@@ -145,6 +145,11 @@ func (n *Snapshot) TasksAt(network spec.NetworkID) []*spec.Task {
 	return once(n.tables.tasks.with(n.read(), byAddress, idKey(network)))
 }
 
+// ServicesFetchedBy returns the services whose image a node is to have.
+func (n *Snapshot) ServicesFetchedBy(node spec.NodeID) []*spec.Service {
+	return once(n.tables.services.with(n.read(), byNode, textsKey(string(node))))
+}
+
 // once collects what an index may find by several values.
 func once[T any](seq iter.Seq[*T]) []*T {
 	out, seen := []*T{}, map[*T]bool{}

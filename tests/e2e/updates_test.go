@@ -161,3 +161,52 @@ func history(t *testing.T, h *lab.Host, stack string) []api.StackRevision {
 	}
 	return l
 }
+
+// TestUpdateCanary: a canary waits for a person, who goes on or back.
+func TestUpdateCanary(t *testing.T) {
+	_, h := oneHost(t)
+	file := func(version int, more string) string {
+		return stack(t, fmt.Sprintf(`
+name: canary
+services:
+  web:
+    image: %s
+    init: true
+    environment: {VERSION: "%d"}
+    command: [sh, -c, exec sleep 1000]
+    deploy: {replicas: 3, update_config: {monitor: 1s, parallelism: 0, order: stop-first}}
+    x-wherry: {canary: {weight: 10%%%s}}
+`, image, version, more))
+	}
+	newest := func() (out []string) {
+		t.Helper()
+		for _, ti := range tasks(t, h, "canary/web") {
+			if ti.Current && ti.Desired == spec.DesiredRunning {
+				out = append(out, fmt.Sprint(ti.Name, " ", ti.Canary))
+			}
+		}
+		return out
+	}
+	h.Must("apply", "-f", file(1, ""), "--timeout", "120s")
+	r := h.Wherry("apply", "-f", file(2, ", promote: manual"), "--timeout", "120s")
+	if r.Code != 0 || !strings.Contains(r.Stderr, "canary: 1 of 3 tasks are of the new revision and well") {
+		t.Fatalf("apply: exit %d\n%s", r.Code, r.Stderr)
+	}
+	if got := newest(); len(got) != 1 || got[0] != "canary.web.1 true" {
+		t.Fatalf("of the new revision: %q", got)
+	}
+	if l := history(t, h, "canary"); l[len(l)-1].State != "paused" || !strings.Contains(l[len(l)-1].Why, "wherry service promote canary/web") {
+		t.Errorf("%+v", l[len(l)-1])
+	}
+	h.Must("service", "promote", "canary/web", "--timeout", "120s")
+	if got := newest(); len(got) != 3 || got[0] != "canary.web.1 false" {
+		t.Errorf("of the new revision: %q", got)
+	}
+	h.Must("apply", "-f", file(3, ""), "--timeout", "120s") // by itself
+	h.Must("apply", "-f", file(4, ", promote: manual"), "--timeout", "120s")
+	h.Must("service", "rollback", "canary/web", "--timeout", "120s")
+	if v := strings.TrimSpace(h.Must("service", "inspect", "canary/web", "--format", "{{.spec.template.env.VERSION}}")); v != "3" {
+		t.Errorf("version %s is back", v)
+	}
+	h.Must("rm", "canary")
+}

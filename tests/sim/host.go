@@ -27,6 +27,10 @@ type host struct {
 	// lease is until when exclusive tasks may run.
 	lease time.Time
 	runs  map[spec.TaskID]*run
+	// images are those that it is to have before tasks of them, and what became of
+	// each; a host of an older version does not tell.
+	images []spec.FetchStatus
+	older  bool
 	// gone are volumes whose removal is to be told.
 	gone map[spec.VolumeID]bool
 	// data is how much was written to the instances of volumes that the host has,
@@ -131,6 +135,25 @@ func (h *host) hear(w *World, through bool) {
 		}
 	}
 	h.fetch(w)
+	h.fetchImages(w)
+}
+
+// fetchImages gets images, sooner or later.
+func (h *host) fetchImages(w *World) {
+	next := []spec.FetchStatus{}
+	for _, id := range h.want.Fetch {
+		s := spec.FetchStatus{Revision: id}
+		if i := slices.IndexFunc(h.images, func(x spec.FetchStatus) bool { return x.Revision == id }); i >= 0 {
+			s = h.images[i]
+		}
+		if !s.Done && s.Problem == "" && (w.calm || w.chance(30)) {
+			if s.Done = !strings.Contains(h.want.Revisions[id].Image, "missing"); !s.Done {
+				s.Problem, s.Never = "no such image", true
+			}
+		}
+		next = append(next, s)
+	}
+	h.images = next
 }
 
 func (h *host) wanted(id spec.TaskID) (spec.TaskDesired, bool) {
@@ -251,10 +274,14 @@ func (h *host) report(w *World) (spec.Report, bool) {
 		}
 	}
 	rep.VolumesRemoved = slices.Sorted(maps.Keys(h.gone))
+	if n := snap.Node(h.id); n != nil && !h.older && snap.Format() >= store.RolloutFormat && (n.Fetched == nil || !slices.Equal(*n.Fetched, h.images)) {
+		images := append([]spec.FetchStatus{}, h.images...)
+		rep.Fetched = &images
+	}
 	for _, id := range slices.Sorted(maps.Keys(h.fetched)) {
 		rep.VolumesFetched = append(rep.VolumesFetched, h.fetched[id])
 	}
-	return rep, len(rep.Tasks)+len(rep.VolumesRemoved)+len(rep.VolumesFetched) > 0
+	return rep, len(rep.Tasks)+len(rep.VolumesRemoved)+len(rep.VolumesFetched) > 0 || rep.Fetched != nil
 }
 
 // tell sends a report, which may be lost, late, or arrive twice.

@@ -14,6 +14,14 @@ import (
 // longestMonitor is more than any service of a world asks for.
 const longestMonitor = 10 * time.Second
 
+// policyOf is what an update of a service goes by.
+func policyOf(svc *spec.Service) spec.UpdateConfig {
+	if svc.Update.Rollback != 0 {
+		return svc.Spec.Rollback
+	}
+	return svc.Spec.Update
+}
+
 // atOnce is how many tasks of a service may be replaced at the same time.
 func atOnce(svc *spec.Service) int {
 	most := 1
@@ -148,6 +156,9 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 				was = true
 				now := after.Task(t.ID)
 				is = is || now.Ready()
+				if !now.Ready() && why[t.ID] != "" {
+					w.checkFetched(before, svc, t)
+				}
 				// What shares the network of another task ends with that, whoever's turn it is.
 				head := after.Task(t.Joins)
 				follows = follows || t.Joins != "" && (head == nil || head.Desired != spec.DesiredRunning)
@@ -222,6 +233,26 @@ func (w *World) checkNoneWaitsForRoom() {
 			w.failf("task %s waits for room for ever: %s", t.ID, encode(t))
 		}
 	}
+}
+
+// checkFetched: a task whose place is to be empty for a while is not stopped for a
+// revision whose image no node has.
+func (w *World) checkFetched(before *store.Snapshot, svc *spec.Service, t *spec.Task) {
+	old := before.Service(svc.Stack, svc.Name)
+	u := &old.Update
+	image := func(id spec.RevisionID) string { return before.Revision(id).Template.Image }
+	policy := policyOf(svc)
+	if u.State != spec.UpdateUpdating || u.Rollout != svc.Rollout || svc.Update.Rollout != u.Rollout || t.Revision == svc.Revision ||
+		image(t.Revision) == image(svc.Revision) || policy.FailureAction == spec.FailureContinue || policy.MaxFailureRatio > 0 ||
+		svc.Spec.Template.Joins() != "" || before.Node(t.Node).Availability == spec.NodeDrain || w.another(before, t) || svc.Spec.Placement.Constraints != nil {
+		return
+	}
+	for _, n := range before.Nodes() {
+		if n.Fetched == nil || slices.ContainsFunc(*n.Fetched, func(f spec.FetchStatus) bool { return f.Done && f.Revision == svc.Revision }) {
+			return
+		}
+	}
+	w.failf("task %s of %s was stopped, and no node has the image of %s", t.ID, svc.Key(), svc.Revision)
 }
 
 // checkCanary: as long as a canary is tried, a plan begins no more replacements

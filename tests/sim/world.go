@@ -87,6 +87,7 @@ func (w *World) join() {
 	w.made++
 	h := newHost(spec.NodeID(fmt.Sprintf("node%012d", w.made)), fmt.Sprint("n", w.made))
 	h.memory = int64(2+w.rng.IntN(6)) << 30
+	h.older = w.made%4 == 0
 	h.mtu = []int{0, 1400, 1500, 9000}[w.rng.IntN(4)]
 	h.address = fmt.Sprintf("192.0.2.%d:4477", w.made)
 	h.links = interfaces[w.rng.IntN(len(interfaces))]
