@@ -10,6 +10,7 @@ import (
 
 	"wherry.dev/api"
 	"wherry.dev/spec"
+	"wherry.dev/tests/images"
 	"wherry.dev/tests/lab"
 )
 
@@ -209,4 +210,47 @@ services:
 		t.Errorf("version %s is back", v)
 	}
 	h.Must("rm", "canary")
+}
+
+// TestUpdateImage: with stop-first a task stops for an image that is there, and for
+// none that is not to be had.
+func TestUpdateImage(t *testing.T) {
+	_, h := oneHost(t)
+	load(t, h, images.Must(t, "wherry-examples/next:1", ""))
+	file := func(image string) string {
+		return stack(t, fmt.Sprintf(`
+name: img
+services:
+  db:
+    image: %s
+    init: true
+    command: [sh, -c, exec sleep 1000]
+    volumes: [data:/data]
+    deploy: {update_config: {monitor: 1s}, rollback_config: {monitor: 1s}}
+    x-wherry: {progress_deadline: 5s}
+volumes: {data: }
+`, image))
+	}
+	h.Must("apply", "-f", file(image), "--timeout", "120s")
+	first := tasks(t, h, "img/db")[0]
+	h.Must("apply", "-f", file("wherry-examples/next:1"), "--timeout", "120s")
+	var next api.TaskInfo
+	for _, ti := range tasks(t, h, "img/db") {
+		if ti.Desired == spec.DesiredRunning {
+			next = ti
+		}
+	}
+	if next.ID == first.ID || !strings.Contains(next.Image, "next") {
+		t.Fatalf("task %s runs %s", next.ID, next.Image)
+	}
+	r := h.Wherry("apply", "-f", file("localhost:1/none@sha256:"+strings.Repeat("0", 64)), "--timeout", "120s")
+	if r.Code != 1 || !strings.Contains(r.Stderr, "no progress for 5s: img.db.1: ") || !strings.Contains(r.Stderr, "it was rolled back to revision 2") {
+		t.Errorf("apply: exit %d\n%s", r.Code, r.Stderr)
+	}
+	for _, ti := range tasks(t, h, "img/db") {
+		if ti.Desired == spec.DesiredRunning && (ti.ID != next.ID || ti.Status.PID != next.Status.PID) {
+			t.Errorf("task %s was replaced by %s, for an image that is not to be had", next.ID, ti.ID)
+		}
+	}
+	h.Must("rm", "img", "--volumes")
 }
