@@ -20,7 +20,8 @@ const maxPart = 400
 // declared, as far as it can be decided now. It is a pure function: the same
 // snapshot and time give the same bytes. After the plan was applied, Plan of
 // the new state is empty unless something happened in between, Next has come, or
-// a stack went back, which is as if a user had declared it anew.
+// a stack went back, which is as if a user had declared it anew. What waits for
+// an image says in the next plan if a service behind it has taken its room.
 func Plan(s *store.Snapshot, now time.Time) spec.Plan { return PlanSince(s, now, time.Time{}) }
 
 // PlanSince is Plan for a leader that leads since the given time by the clock

@@ -148,11 +148,12 @@ func onUnsettled(s *store.Snapshot, svc *spec.Service) bool {
 }
 
 // awaited reports whether addresses may be waited for: they are scarce, or asked
-// for, or a network is to get other numbers when all of it are given back.
+// for, or a network is to get other numbers when all of it are given back. What
+// waits for an image may find that a service behind it has taken its room.
 func (w *World) awaited() bool {
 	s := w.store.Snapshot()
 	return w.scarce || slices.ContainsFunc(s.Networks(), unsettled) ||
-		slices.ContainsFunc(s.Services(), func(s *spec.Service) bool { return s.Spec.Template.FixedAddress() != "" })
+		slices.ContainsFunc(s.Services(), func(s *spec.Service) bool { return s.Spec.Template.FixedAddress() != "" || s.Fetch != nil })
 }
 
 // reroute lets a host reach other subnets than before, by other interfaces.

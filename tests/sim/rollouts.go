@@ -157,7 +157,7 @@ func (w *World) checkAvailable(before, after *store.Snapshot, c *store.Command) 
 				now := after.Task(t.ID)
 				is = is || now.Ready()
 				if !now.Ready() && why[t.ID] != "" {
-					w.checkFetched(before, svc, t)
+					w.checkFetched(before, svc, t, why[t.ID])
 				}
 				// What shares the network of another task ends with that, whoever's turn it is.
 				head := after.Task(t.Joins)
@@ -237,14 +237,14 @@ func (w *World) checkNoneWaitsForRoom() {
 
 // checkFetched: a task whose place is to be empty for a while is not stopped for a
 // revision whose image no node has.
-func (w *World) checkFetched(before *store.Snapshot, svc *spec.Service, t *spec.Task) {
+func (w *World) checkFetched(before *store.Snapshot, svc *spec.Service, t *spec.Task, why string) {
 	old := before.Service(svc.Stack, svc.Name)
 	u := &old.Update
 	image := func(id spec.RevisionID) string { return before.Revision(id).Template.Image }
 	policy := policyOf(svc)
 	if u.State != spec.UpdateUpdating || u.Rollout != svc.Rollout || svc.Update.Rollout != u.Rollout || t.Revision == svc.Revision ||
 		image(t.Revision) == image(svc.Revision) || policy.FailureAction == spec.FailureContinue || policy.MaxFailureRatio > 0 ||
-		svc.Spec.Template.Joins() != "" || before.Node(t.Node).Availability == spec.NodeDrain || w.another(before, t) || svc.Spec.Placement.Constraints != nil {
+		svc.Spec.Template.Joins() != "" || mayEnd(svc) || before.Node(t.Node).Availability == spec.NodeDrain || w.another(before, t) || svc.Spec.Placement.Constraints != nil {
 		return
 	}
 	for _, n := range before.Nodes() {
@@ -252,7 +252,7 @@ func (w *World) checkFetched(before *store.Snapshot, svc *spec.Service, t *spec.
 			return
 		}
 	}
-	w.failf("task %s of %s was stopped, and no node has the image of %s", t.ID, svc.Key(), svc.Revision)
+	w.failf("task %s of %s was stopped, and no node has the image of %s: %s", t.ID, svc.Key(), svc.Revision, why)
 }
 
 // checkCanary: as long as a canary is tried, a plan begins no more replacements
