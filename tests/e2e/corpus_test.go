@@ -438,7 +438,7 @@ func taskIDs(t *testing.T, h *lab.Host, stack string) map[string]string {
 // hostCensus is what is on the machine and in the host's own network.
 func hostCensus(l *lab.Lab, h *lab.Host) lab.Census {
 	c := lab.TakeCensus()
-	for _, args := range [][]string{{"ip", "-o", "link"}, {"ip", "-o", "-4", "addr"}, {"ip", "route", "show", "table", "all"}} {
+	for _, args := range [][]string{{"ip", "-o", "link"}, {"ip", "-o", "-4", "addr"}, {"ip", "-4", "route", "show", "table", "all"}} {
 		for _, line := range strings.Split(l.In(h.Name, args...).Stdout, "\n") {
 			c["host "+args[len(args)-1]+" "+strings.TrimSpace(line)] = true
 		}

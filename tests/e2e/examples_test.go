@@ -19,6 +19,9 @@ var exampleNeeds = map[string]map[string]string{
 	"secrets": {"DB_PASSWORD": "first"},
 }
 
+// exampleVolumes are the volumes that examples want made by hand.
+var exampleVolumes = map[string]string{"volumes": "volumes_shared"}
+
 // examplePages are pages of examples, of the host, and what is in them.
 var examplePages = map[string]map[string]string{
 	"hello":   {":8080/": "Hello from Wherry"},
@@ -51,6 +54,10 @@ func runExample(t *testing.T, l *lab.Lab, h *lab.Host, dir string) {
 		t.Setenv(k, v)
 	}
 	before := hostCensus(l, h)
+	if v := exampleVolumes[name]; v != "" {
+		h.Must("volume", "create", v)
+		defer h.Wherry("volume", "rm", v)
+	}
 	files := exampleStacks(t, dir)
 	for _, f := range files {
 		h.Must("apply", "-f", f, "--timeout", "2m")
