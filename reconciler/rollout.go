@@ -338,7 +338,7 @@ func (s *pass) settled(pl *place) bool {
 	if l := newest(pl.live); l != nil && compareIDs(string(l.ID), string(t.ID)) > 0 {
 		return false // the revision has come back since
 	}
-	if s.job() && t.Created.Before(s.svc.Changed) {
+	if s.job() && t.Status.Since.Before(s.svc.Changed) {
 		return false // what has failed is tried anew when a user says so
 	}
 	switch s.tmpl.Restart.Condition {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	"wherry.dev/cluster/store"
@@ -61,11 +62,23 @@ func (w *World) jobs(s *spec.Stack, image func() string) {
 func doneAt(s *store.Snapshot, svc *spec.Service) map[string]spec.TaskID {
 	out := map[string]spec.TaskID{}
 	for _, t := range s.TasksOf(svc.Stack, svc.Name) {
-		if t.Status.State == spec.TaskComplete && t.Revision == svc.Revision && t.Restarts == svc.Restarts {
+		if t.Status.State == spec.TaskComplete && t.Revision == svc.Revision && t.Restarts == svc.Restarts && !older(string(t.ID), string(svc.ID)) {
 			out[t.Place()] = t.ID
 		}
 	}
 	return out
+}
+
+// older reports whether an ID was given before another one: a task that is older
+// than its service was made for one of that name that is gone.
+func older(a, b string) bool {
+	var x, y [2]uint64
+	for id, to := range map[string]*[2]uint64{a: &x, b: &y} {
+		if _, err := fmt.Sscanf(id, "%d-%d", &to[0], &to[1]); err != nil {
+			panic(err)
+		}
+	}
+	return slices.Compare(x[:], y[:]) < 0
 }
 
 // checkJobs: what has completed is not started again and not forgotten, no more
