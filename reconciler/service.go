@@ -152,6 +152,9 @@ func (s *pass) sortTasks() {
 			pl.over = append(pl.over, t)
 		case pl == nil:
 			s.end(nil, t, spec.DesiredRemoved, s.whyNoPlace(t))
+			if home := index[t.Place()]; home != nil && s.foreign(t) && !s.over[t.ID] {
+				home.ending = append(home.ending, t) // it is there as long as it runs
+			}
 		case t.Desired == spec.DesiredRunning:
 			pl.live = append(pl.live, t)
 		default:

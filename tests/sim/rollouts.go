@@ -244,7 +244,8 @@ func (w *World) checkFetched(before *store.Snapshot, svc *spec.Service, t *spec.
 	policy := policyOf(svc)
 	if u.State != spec.UpdateUpdating || u.Rollout != svc.Rollout || svc.Update.Rollout != u.Rollout || t.Revision == svc.Revision ||
 		image(t.Revision) == image(svc.Revision) || policy.FailureAction == spec.FailureContinue || policy.MaxFailureRatio > 0 ||
-		svc.Spec.Template.Joins() != "" || mayEnd(svc) || before.Node(t.Node).Availability == spec.NodeDrain || w.another(before, t) || svc.Spec.Placement.Constraints != nil {
+		svc.Spec.Template.Joins() != "" || mayEnd(svc) || before.Node(t.Node).Availability == spec.NodeDrain || w.another(before, t) || svc.Spec.Placement.Constraints != nil ||
+		slices.ContainsFunc(t.Volumes, func(b spec.VolumeBinding) bool { v := before.VolumeNamed(b.Name); return v != nil && v.Move != nil }) {
 		return
 	}
 	for _, n := range before.Nodes() {
